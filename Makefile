@@ -1,0 +1,41 @@
+# make demo   makes a scene, trains on it, and says where mesh, video and numbers are
+# make test   runs the tests            make bench   times each operation against its twin
+#
+# WHEELS chooses where pip takes packages from. On Linux the default index brings the CUDA build of torch (gigabytes);
+# for the CPU build: make demo WHEELS='--extra-index-url URL-OF-PYTORCH-CPU-WHEELS'
+
+PYTHON ?= python3
+WHEELS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := inputs/demo
+RUN := outputs/demo/demo
+
+.PHONY: venv test demo bench lint clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock
+	$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and 'Python 3.11 to 3.13 is needed, got ' + sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(WHEELS) -r requirements.lock
+	touch $@
+
+test: venv
+	$(PY) -m pytest
+
+demo: venv
+	$(PY) -m process_data.demo $(DEMO)
+	rm -rf $(RUN)
+	$(PY) run.py --config confs/demo.yaml --train dataset.root_dir=$(DEMO) trainer.trial_name=demo
+	$(PY) -m utils.summary $(RUN)
+
+bench: venv
+	$(PY) -m tests.benchmarks.ops
+	$(PY) -m tests.benchmarks.step
+
+lint: venv
+	$(PY) -m ruff check . || true
+
+clean:
+	rm -rf $(VENV) .pytest_cache

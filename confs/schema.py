@@ -1,0 +1,271 @@
+"""Every option of the program, with unit and meaning. YAML files and `key=value` overrides say only the differences.
+
+Lengths are in units of the unit sphere. A *schedule* is a number or `[start, end, begin, until]` over the progress of the
+run (0 to 1). Checks live in `__post_init__`; a message names the key.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from utils.schedule import ramp
+
+
+def _check(section: str, **rules: tuple[bool, str]) -> None:
+    for key, (ok, want) in rules.items():
+        if not ok:
+            raise ValueError(f"{section}.{key}: {want}")
+
+
+def _schedules(section: str, owner: object, *keys: str, log: bool = False) -> None:
+    for key in keys:
+        try:
+            ramp(getattr(owner, key), log)
+        except ValueError as error:
+            raise ValueError(f"{section}.{key}: {error}") from None
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    name: Literal["dtu"] = "dtu"  # the reader
+    root_dir: str = "inputs/demo"  # folder of the scene
+    img_downscale: float = 1.0  # divide the image size by this
+    img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
+    apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
+    masks: bool = True  # read masks when the folder has them
+    hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
+    cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
+    object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
+    test_steps: int = 60  # frames of the video
+    test_scale: float = 1.0  # size of the video's frames over that of the photographs
+
+    def __post_init__(self) -> None:
+        _check(
+            "dataset",
+            img_downscale=(self.img_downscale > 0, f"must be positive, got {self.img_downscale}"),
+            img_wh=(self.img_wh is None or (len(self.img_wh) == 2 and min(self.img_wh) > 0), f"must be [width, height], got {self.img_wh}"),
+            hold_every=(self.hold_every >= 0 and self.hold_every != 1, f"must be 0 (train on all views) or at least 2, got {self.hold_every}"),
+            test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
+            test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
+        )
+
+
+@dataclass(frozen=True)
+class HashGridConfig:
+    n_levels: int = 14
+    n_features: int = 2  # features a level: 1, 2, 4 or 8
+    log2_size: int = 18  # rows of a level's table, at most 2^this
+    base: int = 16  # coarsest resolution
+    top: int = 1024  # finest resolution
+    interpolation: Literal["linear", "smoothstep"] = "linear"
+    levels: Any = 14  # schedule: number of open levels
+
+    def __post_init__(self) -> None:
+        _schedules("model.grid", self, "levels")
+        _check(
+            "model.grid",
+            n_levels=(1 <= self.n_levels <= 32, f"must lie in 1..32, got {self.n_levels}"),
+            n_features=(self.n_features in (1, 2, 4, 8), f"must be 1, 2, 4 or 8, got {self.n_features}"),
+            log2_size=(8 <= self.log2_size <= 24, f"must lie in 8..24, got {self.log2_size}"),
+            base=(self.base >= 2, f"must be at least 2, got {self.base}"),
+            top=(self.top >= self.base, f"must be at least base, got {self.top}"),
+        )
+
+
+@dataclass(frozen=True)
+class SDFConfig:
+    hidden: int = 64  # width of the hidden layers
+    layers: int = 1  # hidden layers
+    feature: int = 15  # features handed to the colour network
+    activation: Literal["softplus", "relu", "quadratic"] = "softplus"  # softplus has beta 100; quadratic is its piecewise polynomial twin
+    sphere_radius: float = 0.5  # the network is a sphere of this radius at step 0
+
+    def __post_init__(self) -> None:
+        _check(
+            "model.sdf",
+            hidden=(self.hidden >= 4, f"must be at least 4, got {self.hidden}"),
+            layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"),
+            feature=(self.feature >= 1, f"must be at least 1, got {self.feature}"),
+            sphere_radius=(self.sphere_radius > 0, f"must be positive, got {self.sphere_radius}"),
+        )
+
+
+@dataclass(frozen=True)
+class RadianceConfig:
+    hidden: int = 64
+    layers: int = 2  # hidden layers
+    sh_degree: int = 4  # bands of spherical harmonics of the view direction, 1..5
+
+    def __post_init__(self) -> None:
+        _check("model.radiance", sh_degree=(1 <= self.sh_degree <= 5, f"must lie in 1..5, got {self.sh_degree}"), layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"))
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    resolution: int = 96  # cells along a side
+    threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
+    every: int = 16  # steps between updates
+    warmup: int = 256  # steps in which every update looks at all cells
+    decay: float = 0.95  # of the running maximum, an update
+
+    def __post_init__(self) -> None:
+        _check(
+            "model.occupancy",
+            resolution=(8 <= self.resolution <= 512, f"must lie in 8..512, got {self.resolution}"),
+            threshold=(0 < self.threshold < 1, f"must lie in (0, 1), got {self.threshold}"),
+            every=(self.every >= 1, f"must be at least 1, got {self.every}"),
+            decay=(0 < self.decay < 1, f"must lie in (0, 1), got {self.decay}"),
+        )
+
+
+@dataclass(frozen=True)
+class VarianceConfig:
+    init: float = 0.3  # v at the start; inv_s = exp(10 v)
+    max_inv_s: float = 20000.0  # cap
+
+    def __post_init__(self) -> None:
+        _check("model.variance", max_inv_s=(self.max_inv_s > 1, f"must exceed 1, got {self.max_inv_s}"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: Literal["neus"] = "neus"
+    radius: float = 1.0  # of the sphere that holds the object
+    samples_per_ray: int = 1024  # render step = 2 sqrt(3) radius / this
+    background: Literal["random", "black", "white"] = "random"  # colour behind the object in training
+    cos_anneal_end: float = 0.25  # progress at which the true cosine is used
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    sdf: SDFConfig = field(default_factory=SDFConfig)
+    radiance: RadianceConfig = field(default_factory=RadianceConfig)
+    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    variance: VarianceConfig = field(default_factory=VarianceConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            "model",
+            radius=(self.radius > 0, f"must be positive, got {self.radius}"),
+            samples_per_ray=(self.samples_per_ray >= 16, f"must be at least 16, got {self.samples_per_ray}"),
+            cos_anneal_end=(0 <= self.cos_anneal_end <= 1, f"must lie in [0, 1], got {self.cos_anneal_end}"),
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights, each a schedule; a term of weight 0 is not computed."""
+
+    rgb: Any = 1.0  # mean absolute colour error
+    mask: Any = 0.1  # binary cross entropy of opacity and mask, when masks are used
+    eikonal: Any = 0.1  # (|grad sdf| - 1)^2 on samples and on random points of the sphere
+    curvature: Any = 0.0  # change of the normal over a small tangential step (PermutoSDF)
+    eikonal_points: int = 2048  # points drawn uniformly in the sphere for the eikonal term
+
+    def __post_init__(self) -> None:
+        _schedules("loss", self, "rgb", "mask", "eikonal", "curvature")
+        _check("loss", eikonal_points=(self.eikonal_points >= 0, f"must not be negative, got {self.eikonal_points}"))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 0.01  # networks
+    lr_grid: float = 0.01  # hash table
+    lr_variance: float = 0.01
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    eps: float = 1e-15
+    warmup: float = 0.01  # share of the run in which the rate rises from a tenth
+    decay: float = 0.03  # rate at the end over that at the start (exponential in between)
+    decay_begin: float = 0.25  # progress at which the decay sets in
+
+    def __post_init__(self) -> None:
+        _check(
+            "optim",
+            lr=(self.lr > 0, f"must be positive, got {self.lr}"),
+            lr_grid=(self.lr_grid > 0, f"must be positive, got {self.lr_grid}"),
+            lr_variance=(self.lr_variance >= 0, f"must not be negative, got {self.lr_variance}"),
+            betas=(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"must be two numbers in [0, 1), got {self.betas}"),
+            warmup=(0 <= self.warmup < 1, f"must lie in [0, 1), got {self.warmup}"),
+            decay=(0 < self.decay <= 1, f"must lie in (0, 1], got {self.decay}"),
+            decay_begin=(0 <= self.decay_begin < 1, f"must lie in [0, 1), got {self.decay_begin}"),
+        )
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    max_steps: int = 20000
+    max_minutes: Optional[float] = None  # of training (loading, validation and saving not counted); whichever comes first
+    n_rays: int = 256  # rays of the first steps
+    max_rays: int = 8192
+    target_samples: int = 16384  # the number of rays follows so that a step has about this many samples
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0  # CPU threads; 0: all cores
+    amp: bool = True  # float16 autocast of the colour network on CUDA
+    outputs_dir: str = "outputs"
+    trial_name: Optional[str] = None  # folder of the run; null: time stamp
+    log_every: int = 50  # steps
+    val_minutes: float = 1.0  # minutes of training between validation images; 0: none
+    save_minutes: float = 2.0  # minutes of training between checkpoints
+    save_every: int = 0  # or steps between checkpoints; 0: by minutes only
+    keep: int = 2  # numbered checkpoints kept beside last.pt
+    finish: bool = True  # test and mesh after training
+    max_skipped: int = 50  # non-finite steps in a row that stop the run
+    chunk: int = 4096  # rays rendered at once
+
+    def __post_init__(self) -> None:
+        _check(
+            "trainer",
+            max_steps=(self.max_steps >= 1, f"must be at least 1, got {self.max_steps}"),
+            max_minutes=(self.max_minutes is None or self.max_minutes > 0, f"must be positive, got {self.max_minutes}"),
+            n_rays=(self.n_rays >= 1, f"must be at least 1, got {self.n_rays}"),
+            max_rays=(self.max_rays >= self.n_rays, f"must be at least n_rays, got {self.max_rays}"),
+            target_samples=(self.target_samples >= 64, f"must be at least 64, got {self.target_samples}"),
+            threads=(self.threads >= 0, f"must not be negative, got {self.threads}"),
+            log_every=(self.log_every >= 1, f"must be at least 1, got {self.log_every}"),
+            val_minutes=(self.val_minutes >= 0, f"must not be negative, got {self.val_minutes}"),
+            save_minutes=(self.save_minutes > 0, f"must be positive, got {self.save_minutes}"),
+            save_every=(self.save_every >= 0, f"must not be negative, got {self.save_every}"),
+            keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
+            chunk=(self.chunk >= 1, f"must be at least 1, got {self.chunk}"),
+        )
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """Who computes an operation; auto takes the fastest that runs here (`utils/device.py` says which and why)."""
+
+    hashgrid: Literal["auto", "torch", "warp"] = "auto"
+    march: Literal["auto", "torch", "warp"] = "auto"
+    composite: Literal["auto", "torch", "warp"] = "auto"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    resolution: int = 512  # cells along the longest side of the tight box
+    coarse: int = 128  # cells of the dense pass
+    colour: bool = True  # vertex colours
+    keep: int = 1  # connected components kept, largest first; 0 keeps all
+    min_faces: int = 50  # smaller components go in any case
+    mask_dilation: float = 0.02  # vertices outside a mask dilated by this share of the width are culled; negative: no culling
+
+    def __post_init__(self) -> None:
+        _check(
+            "export",
+            resolution=(16 <= self.resolution <= 4096, f"must lie in 16..4096, got {self.resolution}"),
+            coarse=(16 <= self.coarse <= 512, f"must lie in 16..512, got {self.coarse}"),
+            keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "${model.name}-${dataset.name}-${basename:${dataset.root_dir}}"  # of the experiment: outputs/<name>
+    tag: str = ""  # prefixes the time stamp of the trial
+    seed: Optional[int] = None  # drawn and recorded when absent
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        _check("config", seed=(self.seed is None or 0 <= self.seed < 2**31, f"must lie in 0..2^31-1, got {self.seed}"))

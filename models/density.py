@@ -1,0 +1,44 @@
+"""From signed distance to opacity (Wang et al., NeuS, 2021, section 3)."""
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-5
+
+
+class Variance(nn.Module):
+    """The learned sharpness inv_s = exp(10 v), v starting at `init`, capped at `max_inv_s`."""
+
+    def __init__(self, init: float = 0.3, max_inv_s: float = 20000.0):
+        super().__init__()
+        self.v = nn.Parameter(torch.tensor(float(init)))
+        self.max_inv_s = max_inv_s
+
+    def forward(self) -> Tensor:
+        """inv_s, a scalar tensor in 1 / unit-sphere units."""
+        return torch.exp(10 * self.v).clamp(1e-6, self.max_inv_s)
+
+
+def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float) -> tuple[Tensor, Tensor]:
+    """Estimated sdf at both ends of an interval [S], from its middle and slope along the ray.
+
+    cosine [S] = direction . normal; anneal 0 -> 1 moves from a softened to the true cosine.
+    """
+    slope = -(torch.relu(0.5 - 0.5 * cosine) * (1 - anneal) + torch.relu(-cosine) * anneal)
+    half = slope * dt * 0.5
+    return sdf - half, sdf + half
+
+
+def neus_alpha(sdf: Tensor, cosine: Tensor, dt: Tensor, inv_s: Tensor, anneal: float = 1.0) -> Tensor:
+    """Opacity [S] of intervals of length dt [S] (NeuS eq. 13)."""
+    before, after = section_ends(sdf, cosine, dt, anneal)
+    before, after = torch.sigmoid(before * inv_s), torch.sigmoid(after * inv_s)
+    return ((before - after + EPS) / (before + EPS)).clamp(0, 1)
+
+
+def cell_alpha(sdf: Tensor, reach: float, inv_s: Tensor) -> Tensor:
+    """How opaque space at these points [S] can be within `reach`: the fall of the sigmoid over sdf +/- reach.
+
+    Unlike `neus_alpha` it vanishes deep inside as it does far outside, so that an occupancy grid keeps only a shell.
+    """
+    return torch.sigmoid((sdf + reach) * inv_s) - torch.sigmoid((sdf - reach) * inv_s)

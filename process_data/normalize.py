@@ -1,0 +1,44 @@
+"""Frames: world <-> unit sphere, pixels <-> resized pixels, training <-> held-out views. In one place, in float64.
+
+World = the reader's frame. `to_world` [4, 4] is a similarity that maps the unit sphere's frame to the world:
+x_world = scale R x + t. Cameras are camera-to-frame [3, 4] with OpenCV axes (x right, y down, z forward).
+Pixel centres are at integers: pixel (i, j) is the point (u, v) = (i, j).
+"""
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Split x -> scale R x + t, [4, 4], into (scale, R [3, 3] a rotation, t [3]). Raises UserError when it is no similarity."""
+    matrix = np.asarray(to_world, np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise UserError(f"expected a finite 4x4 matrix, got {'NaN or infinity' if matrix.shape == (4, 4) else list(matrix.shape)}")
+    linear = matrix[:3, :3]
+    scale = np.cbrt(np.linalg.det(linear))
+    affine = np.abs(matrix[3] - [0, 0, 0, 1]).max() < 1e-6
+    if not (affine and 1e-30 < scale < 1e30 and np.abs(linear @ linear.T / scale**2 - np.eye(3)).max() < 1e-3):
+        raise UserError("expected one positive scale, a rotation and a translation, got a matrix that stretches, mirrors or is singular")
+    u, _, vt = np.linalg.svd(linear)
+    return float(scale), u @ vt, matrix[:3, 3]
+
+
+def to_sphere(c2w_world: np.ndarray, to_world: np.ndarray) -> np.ndarray:
+    """Cameras [N, 3, 4] from the world's frame to the unit sphere's; rotations stay orthonormal, lengths are divided by the scale."""
+    scale, rotation, shift = similarity_parts(to_world)
+    turned = rotation.T @ c2w_world[:, :, :3]
+    centres = (c2w_world[:, :, 3] - shift) @ rotation / scale
+    return np.concatenate([turned, centres[:, :, None]], axis=2)
+
+
+def resize_intrinsics(K: np.ndarray, fx: float, fy: float) -> np.ndarray:
+    """K [..., 3, 3] after resizing the image by (fx, fy) = new / old size: u -> fx u + (fx - 1) / 2, v likewise."""
+    scaling = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2], [0, 0, 1]])
+    return scaling @ np.asarray(K, np.float64)
+
+
+def split_views(n: int, hold_every: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(train, test): view i is held out when i % hold_every == 0; 0 holds out none."""
+    test = tuple(range(0, n, hold_every)) if hold_every else ()
+    return tuple(i for i in range(n) if not hold_every or i % hold_every), test

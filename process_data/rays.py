@@ -1,0 +1,119 @@
+"""Pixels -> rays, and the stream of training batches.
+
+Pixel centres are at integers; cameras have OpenCV axes. A batch is a function of (seed, step, n_rays) alone.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.rays import Cameras, RayBatch, Rays, Scene
+
+NEAR = 0.05  # closest sample to a camera inside the sphere
+
+
+def sphere_span(origins: Tensor, dirs: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """(near, far) [R] of unit-length rays through |x| = radius, near >= NEAR; near = 1, far = 0 for rays that miss it.
+
+    The half chord is taken at the ray's closest point to the centre, which loses no digits for distant cameras.
+    """
+    middle = -(origins * dirs).sum(-1)
+    closest = origins + middle[:, None] * dirs
+    half = (radius**2 - (closest * closest).sum(-1)).clamp(min=0).sqrt()
+    near, far = (middle - half).clamp(min=NEAR), middle + half
+    hit = (half > 0) & (far > near)
+    return torch.where(hit, near, 1.0), torch.where(hit, far, 0.0)
+
+
+def make_rays(cameras: Cameras, view: Tensor, uv: Tensor, radius: float) -> Rays:
+    """Rays through the points uv [R, 2] (pixels, float) of the views [R] (int64); a ray that misses the sphere has near > far."""
+    K = cameras.K.index_select(0, view)
+    pose = cameras.c2w.index_select(0, view)
+    y = (uv[:, 1] - K[:, 1, 2]) / K[:, 1, 1]
+    x = (uv[:, 0] - K[:, 0, 2] - K[:, 0, 1] * y) / K[:, 0, 0]
+    local = torch.stack([x, y, torch.ones_like(x)], -1)
+    dirs = torch.nn.functional.normalize((pose[:, :, :3] * local[:, None]).sum(-1), dim=-1)
+    origins = pose[:, :, 3].contiguous()
+    return Rays(origins, dirs, *sphere_span(origins, dirs, radius))
+
+
+def view_rays(cameras: Cameras, i: int, radius: float) -> Rays:
+    """Rays of all H * W pixels of view i, row by row."""
+    device = cameras.K.device
+    v, u = torch.meshgrid(torch.arange(cameras.height, device=device), torch.arange(cameras.width, device=device), indexing="ij")
+    uv = torch.stack([u, v], -1).reshape(-1, 2).to(cameras.K.dtype)
+    return make_rays(cameras, torch.full((len(uv),), i, device=device), uv, radius)
+
+
+def _mix(seed: int, step: int) -> int:
+    """A 32-bit seed (torch's CPU generator uses no more); for one seed no two of 2^32 steps share it (MurmurHash3's finaliser)."""
+    x = (seed * 0x9E3779B1 + step) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+class RayDataset(Dataset):
+    """Batches of random pixels of the training views. Item (step, n_rays) -> RayBatch; holds no state between items.
+
+    Photographs stay uint8 and lie on `device`; pixels are drawn on the CPU, so that every device sees the same batches.
+    """
+
+    def __init__(self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu") -> None:
+        self.cameras = scene.cameras.to(device)
+        self.pixels = scene.images.to(device).reshape(-1, 3)
+        self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
+        self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
+        self.radius, self.seed, self.device = radius, seed, device
+
+    def draw(self, step: int, n_rays: int) -> Tensor:
+        """[n_rays] int64, uniform over the pixels of the training views, with replacement."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, step))
+        total = len(self.train) * self.cameras.height * self.cameras.width
+        return torch.randint(total, (n_rays,), generator=generator)
+
+    def __getitem__(self, item: tuple[int, int]) -> RayBatch:
+        drawn = self.draw(*item).to(self.device, non_blocking=True)
+        area, width = self.cameras.height * self.cameras.width, self.cameras.width
+        place = torch.div(drawn, area, rounding_mode="floor")
+        pixel = drawn - place * area
+        view = self.train.index_select(0, place)
+        v = torch.div(pixel, width, rounding_mode="floor")
+        uv = torch.stack([pixel - v * width, v], -1).to(self.cameras.K.dtype)  # [R, 2]
+        flat = view * area + pixel
+        rgb = self.pixels.index_select(0, flat).to(torch.float32) / 255
+        mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
+        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view)
+
+
+class StepSampler(Sampler):
+    """Yields (step, n_rays()) from first_step on, for ever; n_rays is asked anew at every step."""
+
+    def __init__(self, first_step: int, n_rays: Callable[[], int]) -> None:
+        self.first_step, self.n_rays = first_step, n_rays
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        step = self.first_step
+        while True:
+            yield step, self.n_rays()
+            step += 1
+
+
+def _identity(batch: RayBatch) -> RayBatch:
+    return batch
+
+
+def ray_loader(
+    scene: Scene, seed: int, first_step: int, n_rays: Callable[[], int], radius: float, device: torch.device | str = "cpu"
+) -> DataLoader:
+    """An endless loader of RayBatch. It fetches no batch ahead, and its own generator leaves the global random state alone."""
+    return DataLoader(
+        RayDataset(scene, radius, seed, device),
+        sampler=StepSampler(first_step, n_rays),
+        batch_size=None,
+        num_workers=0,
+        collate_fn=_identity,
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,80 @@
+"""The command line: photographs of an object in, a coloured mesh in world units, a video and honest numbers out."""
+
+import argparse
+import sys
+
+from utils.errors import UserError
+from utils.log import log, setup_logging
+
+EXAMPLES = """examples:
+  python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
+  python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
+  python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
+  python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
+  python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
+
+every option with its unit and meaning: confs/schema.py"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Strict: no abbreviations; a misspelt flag is answered with the nearest one."""
+
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def parser() -> Parser:
+    p = Parser(prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("--config", metavar="YAML", help="what to build; may be left out with --resume")
+    p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
+    p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
+    p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
+    p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
+    p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
+    p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
+    return p
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse strictly. Raises UserError with a suggestion for a misspelt flag and for flags that do not go together."""
+    from utils.config import suggestion
+
+    p = parser()
+    flags = [flag for action in p._actions for flag in action.option_strings]
+    for word in words:
+        flag = word.split("=")[0]
+        if flag.startswith("-") and flag not in flags:
+            raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
+    args = p.parse_intermixed_args(words)
+    if args.eval:
+        return args
+    if not (args.train or args.test or args.mesh):
+        raise UserError("nothing to do: give --train, --test, --mesh or --eval (see --help)")
+    if not args.config and not args.resume:
+        raise UserError("--config is missing: for example --config confs/dtu.yaml, or --resume with a checkpoint")
+    if not args.train and not args.resume:
+        raise UserError("--test and --mesh need --resume with a checkpoint or run folder")
+    return args
+
+
+def main(words: list[str] | None = None) -> int:
+    setup_logging()
+    try:
+        args = parse(sys.argv[1:] if words is None else words)
+        from systems import run  # imports torch: --help and a misspelt flag answer at once
+
+        if args.eval:
+            return run.evaluate_files(args.eval, args.gt)
+        cfg, state, path = run.prepare(args.config, args.resume, args.overrides)
+        return run.execute(cfg, state, path, args.train, args.test, args.mesh)
+    except UserError as error:
+        log.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

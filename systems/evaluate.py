@@ -1,0 +1,87 @@
+"""What a finished run is judged by: held-out views, side-by-side pictures, a video."""
+
+import json
+import logging
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from confs.schema import Config
+from process_data.path import orbit
+from process_data.rays import view_rays
+from systems.metrics import view_metrics
+from systems.validate import pictures, truth_of
+from utils.checkpoint import write_atomic
+from utils.errors import UserError
+from utils.image import sheet, write_png
+from utils.log import RunFolder
+from utils.rays import Cameras, Scene
+
+log = logging.getLogger("neus")
+
+
+def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> dict:
+    """Metrics over the held-out views (the training views when none are held out, and says so), pictures and video."""
+    views = scene.test or scene.train
+    if not scene.test:
+        log.warning("no views are held out (dataset.hold_every=0): the figures below are of training views")
+    h, w = scene.cameras.height, scene.cameras.width
+    rows = []
+    for view in tqdm(views, desc="test", leave=False):
+        truth, mask, background = truth_of(scene, view, cfg.dataset.apply_mask)
+        rays = view_rays(scene.cameras, view, cfg.model.radius).to(device)
+        render = system.render_view(rays, background.to(device), chunk=cfg.trainer.chunk)
+        metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask)
+        rows.append({"view": view, "name": scene.names[view], **metrics})
+        rgb, depth, normal = pictures(render, scene.cameras.c2w[view], h, w)
+        write_png(run / f"test/{view:03d}.png", sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal]))
+    means = {k: float(np.mean([r[k] for r in rows])) if rows[0][k] is not None else None for k in ("psnr", "ssim", "psnr_masked")}
+    result = {**means, "held_out": bool(scene.test), "background": scene.test_background if cfg.dataset.apply_mask else "image", "views": rows}
+    write_atomic(run / "test/metrics.json", json.dumps(result, indent=1).encode())
+    shown = ", ".join(f"{k} {v:.2f}" if k != "ssim" else f"ssim {v:.4f}" for k, v in means.items() if v is not None)
+    log.info("test on %d views: %s -> %s", len(rows), shown, run / "test/metrics.json")
+    return result
+
+
+def video(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> None:
+    """An mp4 of colour and normals along a path over the captured hemisphere; a gif where no encoder is to be had."""
+    cameras = scale_cameras(orbit(scene.cameras, cfg.dataset.test_steps, cfg.model.radius), cfg.dataset.test_scale)
+    background = torch.ones(3, device=device) if scene.test_background == "white" else torch.zeros(3, device=device)
+    frames = []
+    for i in tqdm(range(len(cameras)), desc="video", leave=False):
+        render = system.render_view(view_rays(cameras, i, cfg.model.radius).to(device), background, chunk=cfg.trainer.chunk)
+        rgb, _, normal = pictures(render, cameras.c2w[i], cameras.height, cameras.width)
+        frames.append(np.asarray(sheet([rgb, normal])))
+    path = write_video(run / "video.mp4", frames)
+    log.info("video: %d frames -> %s", len(frames), path)
+
+
+def scale_cameras(cameras: Cameras, scale: float) -> Cameras:
+    """Cameras of an image `scale` times as large, with even sides (video codecs want them)."""
+    h, w = (max(2, round(n * scale / 2) * 2) for n in (cameras.height, cameras.width))
+    fx, fy = w / cameras.width, h / cameras.height
+    K = cameras.K.clone()
+    K[:, 0] *= fx
+    K[:, 1] *= fy
+    K[:, 0, 2] += (fx - 1) / 2  # pixel centres at integers
+    K[:, 1, 2] += (fy - 1) / 2
+    return Cameras(K, cameras.c2w, h, w)
+
+
+def write_video(path, frames: list[np.ndarray], fps: int = 24):
+    """Write frames [H, W, 3] uint8 as mp4, or as gif when there is no encoder; returns the path written."""
+    frames = [f[: f.shape[0] // 2 * 2, : f.shape[1] // 2 * 2] for f in frames]
+    part = path.with_name(path.stem + ".part.mp4")
+    try:
+        imageio.mimwrite(part, frames, fps=fps, quality=8, macro_block_size=2)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno is not None:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from None
+        path = path.with_suffix(".gif")
+        log.warning("no mp4 encoder (%s): writing a gif", error)
+        imageio.mimwrite(path, frames, duration=1000 / fps, loop=0)
+    return path

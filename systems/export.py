@@ -1,0 +1,65 @@
+"""From a trained field to a clean, coloured mesh in world units."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+
+from confs.schema import Config
+from utils.errors import UserError
+from utils.log import RunFolder
+from utils.mesh import cull_by_masks, extract, keep_components, save_mesh, transform
+from utils.rays import Scene
+
+log = logging.getLogger("neus")
+
+
+def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> trimesh.Trimesh:
+    """Marching cubes, culling by the masks, largest components, vertex colours; mesh/mesh.ply and .obj in world units.
+
+    Raises UserError that states the field's range, radius and inv_s when there is no surface.
+    """
+    e = cfg.export
+    try:
+        mesh = extract(system.surface(), cfg.model.radius, e.resolution, e.coarse, device=device, progress=True)
+    except UserError as error:
+        raise UserError(f"{error}; {system.diagnosis()}") from None
+    found = len(mesh.faces)
+    if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0:
+        culled = cull_by_masks(mesh, scene.cameras, scene.masks, e.mask_dilation, scene.train)
+        if len(culled.faces):
+            mesh = culled
+        else:
+            log.warning("every face of the mesh falls outside the masks: it is exported unculled")
+    mesh = keep_components(mesh, e.keep, e.min_faces)
+    if e.colour:
+        x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
+        rgb = (system.colours(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        mesh.visual.vertex_colors = np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1)
+    mesh = transform(mesh, scene.to_world.numpy())
+    paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
+    for path in paths:
+        save_mesh(mesh, path)
+    how = f"masks dilated by {e.mask_dilation:.1%} of the width, " if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0 else ""
+    log.info("mesh: %d vertices, %d of %d faces kept (%slargest %d components), world units -> %s", len(mesh.vertices), len(mesh.faces), found, how, e.keep, paths[0])
+    return mesh
+
+
+def compare_with_truth(mesh: trimesh.Trimesh, scene: Scene, cfg: Config, run: RunFolder) -> dict | None:
+    """Chamfer and the like against `gt_mesh.ply` when the scene folder holds one (the demo does)."""
+    truth = Path(cfg.dataset.root_dir) / "gt_mesh.ply"
+    if not truth.is_file():
+        return None
+    import json
+
+    from systems.mesh_eval import evaluate_mesh, report
+    from utils.checkpoint import write_atomic
+    from utils.mesh import load_mesh
+
+    unit = float(np.cbrt(np.linalg.det(scene.to_world.numpy()[:3, :3])))
+    result = evaluate_mesh(mesh, load_mesh(truth), unit=unit)
+    write_atomic(run / "mesh/metrics.json", json.dumps(result, indent=1).encode())
+    log.info("against %s (lengths over the unit sphere's radius, %.4g world units)\n%s", truth, unit, report(result))
+    return result

@@ -1,0 +1,89 @@
+"""The errands of the command line: train, test, mesh, evaluate."""
+
+import logging
+import secrets
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from confs.schema import Config
+from process_data.load import load_scene
+from systems.build import build_system, restore_system
+from systems.evaluate import evaluate, video
+from systems.export import compare_with_truth, export_mesh
+from systems.trainer import Trainer
+from utils import checkpoint
+from utils.config import load_config, to_yaml
+from utils.device import pick_device, setup_threads
+from utils.errors import UserError
+from utils.log import RunFolder, commit
+
+log = logging.getLogger("neus")
+
+
+def prepare(config: str | None, resume: str | None, overrides: list[str]) -> tuple[Config, dict | None, Path | None]:
+    """The config of a run, and the checkpoint with its path when there is one. The checkpoint brings its own config."""
+    state, path = None, None
+    if resume:
+        path = checkpoint.resolve(Path(resume))
+        state = checkpoint.load_checkpoint(path)
+    cfg = load_config(config, overrides, saved=state["config"] if state else None)
+    if cfg.seed is None:
+        cfg = replace(cfg, seed=secrets.randbelow(2**31))
+    return cfg, state, path
+
+
+def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
+    """The folder a checkpoint lies in goes on; else outputs/<name>/<trial>."""
+    if resume is not None and resume.parent.name == "ckpt":
+        return RunFolder(resume.parent.parent)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    trial = cfg.trainer.trial_name or (f"{cfg.tag}@{stamp}" if cfg.tag else stamp)
+    return RunFolder(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
+
+
+def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, test: bool, mesh: bool) -> int:
+    """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
+    threads = setup_threads(cfg.trainer.threads)
+    device = pick_device(cfg.trainer.device)
+    run = run_folder(cfg, path)
+    log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
+    try:
+        scene = load_scene(cfg.dataset, cfg.model.radius)
+        if train:
+            run.record_source(to_yaml(cfg))
+            trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)
+            if state:
+                trainer.load(state, path)
+                log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
+            if not trainer.train():
+                log.info("stopped at step %d; go on with: python run.py --train --resume %s", trainer.clock.step, run.root)
+                return 128 + trainer.stop_signal
+            log.info("trained %d steps in %.1f minutes, %d skipped -> %s", trainer.clock.step, trainer.clock.seconds / 60, trainer.skipped, run / "ckpt/last.pt")
+            system = trainer.system
+            test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
+        else:
+            system = restore_system(cfg, device, state, path)
+        if test:
+            evaluate(system, scene, cfg, run, device)
+        if mesh:
+            compare_with_truth(export_mesh(system, scene, cfg, run, device), scene, cfg, run)
+        if test:
+            video(system, scene, cfg, run, device)
+        return 0
+    finally:
+        run.close()
+
+
+def evaluate_files(mesh: str, truth: str) -> int:
+    """`--eval MESH --gt GT`: print Chamfer, F-score and normal consistency."""
+    from systems.mesh_eval import evaluate_mesh, report
+    from utils.mesh import load_mesh
+
+    torch.manual_seed(0)
+    if not truth:
+        raise UserError("--eval needs --gt with the true mesh or point cloud")
+    log.info(report(evaluate_mesh(load_mesh(Path(mesh)), load_mesh(Path(truth), points=True))))
+    return 0

@@ -1,0 +1,221 @@
+"""The training loop: it names no method and fits on a screen; what surrounds it follows below."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from confs.schema import Config
+from process_data.rays import ray_loader
+from systems.optim import Scheduler
+from systems.validate import Validator
+from utils import checkpoint
+from utils.config import to_yaml
+from utils.errors import UserError
+from utils.log import RunFolder, commit
+from utils.rays import RayBatch, Scene
+
+log = logging.getLogger("neus")
+VERSION = "0.1.0"
+
+
+@dataclass
+class Clock:
+    """Where a run stands: steps done and seconds spent on training steps alone."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def progress(self, cfg: Config) -> float:
+        minutes = cfg.trainer.max_minutes
+        return min(1.0, max(self.step / cfg.trainer.max_steps, self.seconds / (60 * minutes) if minutes else 0.0))
+
+
+class Trainer:
+    """Drives a system over the rays of a scene; checkpoints hold all that a bitwise equal continuation needs."""
+
+    def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
+        self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
+        fused = {"fused": True} if device.type == "cuda" else {}
+        self.optimizer = torch.optim.AdamW(system.param_groups(), betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, **fused)
+        self.scheduler = Scheduler(self.optimizer, cfg.optim)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and cfg.trainer.amp)
+        self.validator = Validator(system, scene, cfg, run, device)
+        self.clock = Clock()
+        self.n_rays = cfg.trainer.n_rays
+        self.skipped = self.skipped_in_row = 0
+        self.stop_signal = 0
+        self.watch = InvSWatch()
+
+    def train(self) -> bool:
+        """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
+        self.batches = self._batches()
+        with self._signals(), self._bar() as self.bar:
+            while self.progress < 1 and not self.stop_signal:
+                began = time.perf_counter()
+                self.system.before_step(self.clock.step, self.progress)
+                batch = next(self.batches)
+                terms = self._attempt(batch)
+                self.scheduler.step(self.progress)
+                self.clock.step += 1
+                self.clock.seconds += time.perf_counter() - began
+                self._after_step(terms, len(batch.rays), time.perf_counter() - began)
+        self.save()
+        return not self.stop_signal
+
+    def _attempt(self, batch: RayBatch) -> dict[str, float]:
+        """Forward, backward and update; a non-finite step changes nothing and is counted, CUDA out of memory halves the rays."""
+        try:
+            self.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", enabled=self.scaler.is_enabled()):
+                terms = self.system.losses(batch, self.progress)
+            loss = torch.stack(list(terms.values())).sum()
+            self.scaler.scale(loss).backward()
+            if self._finite(loss):
+                self.scaler.step(self.optimizer)
+                self.skipped_in_row = 0
+            else:
+                self._skip(terms)
+            self.scaler.update()
+        except torch.OutOfMemoryError:
+            self._halve_rays()
+            return {}
+        samples = self.system.stats["samples"]
+        wanted = self.n_rays * self.cfg.trainer.target_samples / max(samples, 1)
+        self.n_rays = int(max(16, min(0.9 * self.n_rays + 0.1 * min(wanted, 10 * self.n_rays), self.cfg.trainer.max_rays)))
+        return terms
+
+    def _finite(self, loss: torch.Tensor) -> bool:
+        """GradScaler looks after the gradients on CUDA; elsewhere we look ourselves (a disabled scaler never skips)."""
+        if self.scaler.is_enabled():
+            return True
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return bool(torch.isfinite(loss)) and bool(torch.isfinite(torch.stack([g.sum() for g in grads])).all())
+
+    def _skip(self, terms: dict) -> None:
+        self.skipped += 1
+        self.skipped_in_row += 1
+        bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["the gradient"]
+        log.warning("step %d skipped: %s not finite (%d so far)", self.clock.step, ", ".join(bad), self.skipped)
+        if self.skipped_in_row >= self.cfg.trainer.max_skipped:
+            raise UserError(f"{self.skipped_in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input")
+
+    def _halve_rays(self) -> None:
+        torch.cuda.empty_cache()
+        if self.n_rays <= 16:
+            raise UserError("CUDA is out of memory with 16 rays a step; lower model.grid.log2_size or trainer.target_samples")
+        self.n_rays //= 2
+        log.warning("CUDA is out of memory: going on with %d rays a step", self.n_rays)
+
+    # ------------------------------------------------------------------ around the loop
+
+    @property
+    def progress(self) -> float:
+        return self.clock.progress(self.cfg)
+
+    def _batches(self) -> Iterator[RayBatch]:
+        loader = ray_loader(self.scene, self.seed, self.clock.step, lambda: self.n_rays, self.cfg.model.radius, self.device)
+        return iter(loader)
+
+    @property
+    def seed(self) -> int:
+        return self.cfg.seed or 0
+
+    def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
+        cfg, stats = self.cfg.trainer, self.system.stats
+        self.rate = 0.95 * getattr(self, "rate", n_rays / seconds) + 0.05 * n_rays / seconds
+        if self.clock.step % cfg.log_every == 0 and terms:
+            loss = float(sum(float(v) for v in terms.values()))
+            values = {**{f"loss/{k}": float(v) for k, v in terms.items()}, "loss": loss, **stats, **self.system.slow_stats()}
+            values |= {"rays_per_s": self.rate, "lr": self.optimizer.param_groups[0]["lr"], "progress": self.progress, "skipped": self.skipped, "seconds": self.clock.seconds}
+            self.run.scalars(self.clock.step, {k: round(v, 6) for k, v in values.items()})
+            self.watch(stats["inv_s"], self.progress)
+            self.bar.set_postfix_str(f"loss {loss:.4f} psnr {stats['psnr']:.1f} inv_s {stats['inv_s']:.0f} rays/s {self.rate:.0f} step {self.clock.step}")
+        self.bar.update(round(1000 * self.progress) - self.bar.n)
+        self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
+        self._maybe_save()
+
+    def _maybe_save(self) -> None:
+        cfg = self.cfg.trainer
+        by_steps = cfg.save_every and self.clock.step % cfg.save_every == 0
+        by_time = self.clock.seconds - getattr(self, "saved_at", 0.0) >= 60 * cfg.save_minutes
+        if by_steps or by_time:
+            self.save()
+
+    def _bar(self) -> tqdm:
+        layout = "{desc} {percentage:5.1f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
+        return tqdm(total=1000, initial=round(1000 * self.progress), desc="train", bar_format=layout, dynamic_ncols=True, mininterval=0.5)
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """SIGINT and SIGTERM end the loop after the step in hand."""
+
+        def stop(number: int, _frame) -> None:
+            self.stop_signal = number
+
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state(self) -> dict:
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "version": VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
+            "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "rng": rng,
+        }  # fmt: skip
+
+    def save(self) -> Path:
+        """Write ckpt/last.pt (the older one stays until the new one is whole) and a numbered copy."""
+        path = self.run / "ckpt/last.pt"
+        checkpoint.save_checkpoint(path, self.state())
+        self.saved_at = self.clock.seconds
+        return path
+
+    def load(self, state: dict, path: Path) -> None:
+        """Continue from a checkpoint. Raises UserError when it is of another architecture."""
+        checkpoint.load_weights(self.system.model, state["model"], path)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"]) if self.scaler.is_enabled() and state["scaler"] else None
+            self.clock = Clock(int(state["step"]), float(state["trained_seconds"]))
+            self.n_rays, self.skipped = int(state["n_rays"]), int(state["skipped"])
+            torch.set_rng_state(state["rng"]["cpu"].cpu().to(torch.uint8))
+            if self.device.type == "cuda" and "cuda" in state["rng"]:
+                torch.cuda.set_rng_state(state["rng"]["cuda"].cpu().to(torch.uint8), self.device)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be continued ({str(error).splitlines()[0][:120]})") from None
+        self.saved_at = self.clock.seconds
+        self.validator.last = self.clock.seconds
+
+
+class InvSWatch:
+    """Warns once when the sharpness inv_s falls below its start or hardly grew by half time: the surface stays a fog."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.warned = False
+
+    def __call__(self, inv_s: float, progress: float) -> None:
+        self.first = inv_s if self.first is None else self.first
+        if self.warned or progress < 0.1:
+            return
+        if inv_s < 0.9 * self.first:
+            self.warned = True
+            log.warning("inv_s fell to %.0f, below its start %.0f: the surface is dissolving; check cameras, masks and model.radius", inv_s, self.first)
+        elif progress > 0.5 and inv_s < 2 * self.first:
+            self.warned = True
+            log.warning("inv_s stalls at %.0f at half time: the surface stays a fog; check cameras and masks, or train longer", inv_s)

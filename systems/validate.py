@@ -1,0 +1,61 @@
+"""Pictures of one held-out view while training."""
+
+import torch
+from torch import Tensor
+
+from confs.schema import Config
+from process_data.rays import view_rays
+from systems.metrics import view_metrics
+from utils.image import depth_to_rgb, normal_to_rgb, sheet, write_png
+from utils.log import RunFolder
+from utils.rays import Render, Scene
+
+
+def truth_of(scene: Scene, view: int, masked: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(truth [H, W, 3] composited on the test background, mask [H, W] or None, background [3]), all in [0, 1]."""
+    rgb = scene.images[view].float() / 255
+    mask = None if scene.masks is None else scene.masks[view].float() / 255
+    white = scene.test_background == "white"
+    background = torch.ones(3) if white else torch.zeros(3)
+    if masked and mask is not None and scene.test_background != "image":
+        rgb = rgb * mask[..., None] + background * (1 - mask[..., None])
+    return rgb, mask, background
+
+
+def pictures(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(rgb, depth, normal) of a rendered view as uint8 pictures [H, W, 3]; normals in the camera's frame."""
+    rgb = (render.rgb.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu()
+    depth = depth_to_rgb(render.depth.view(h, w).cpu(), render.opacity.view(h, w).cpu())
+    in_camera = render.normal.cpu() @ c2w[:, :3].cpu()
+    normal = normal_to_rgb(in_camera.view(h, w, 3), render.opacity.view(h, w).cpu())
+    return rgb, depth, normal
+
+
+class Validator:
+    """Renders the middle held-out view every `val_minutes`, into images/ and TensorBoard."""
+
+    def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
+        self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
+        views = scene.test or scene.train
+        self.view = views[len(views) // 2]
+        self.last = 0.0
+
+    def maybe(self, step: int, seconds: float, progress: float) -> None:
+        minutes = self.cfg.trainer.val_minutes
+        if minutes and seconds - self.last >= 60 * minutes:
+            self.last = seconds
+            self(step, progress)
+
+    def __call__(self, step: int, progress: float) -> dict:
+        scene = self.scene
+        h, w = scene.cameras.height, scene.cameras.width
+        truth, mask, background = truth_of(scene, self.view, self.cfg.dataset.apply_mask)
+        rays = view_rays(scene.cameras, self.view, self.cfg.model.radius).to(self.device)
+        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk)
+        metrics = view_metrics(render.rgb.view(h, w, 3).cpu(), truth, mask)
+        rgb, depth, normal = pictures(render, scene.cameras.c2w[self.view], h, w)
+        picture = sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal])
+        write_png(self.run / f"images/val_{step:06d}.png", picture)
+        self.run.image("val", picture, step)
+        self.run.scalars(step, {f"val/{k}": round(v, 4) for k, v in metrics.items() if v is not None})
+        return metrics

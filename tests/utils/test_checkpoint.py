@@ -1,0 +1,95 @@
+"""Checkpoints: whole or not at all, and never code."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from utils.checkpoint import load_checkpoint, load_weights, resolve, save_checkpoint, write_atomic
+from utils.errors import UserError
+
+STATE = {"config": "a: 1", "model": {"w": torch.arange(3.0)}, "step": 4}
+
+
+def test_round_trip_and_run_folder(tmp_path):
+    path = tmp_path / "run/ckpt/last.pt"
+    save_checkpoint(path, STATE)
+    assert torch.equal(load_checkpoint(tmp_path / "run")["model"]["w"], STATE["model"]["w"])
+    assert resolve(tmp_path / "run") == path
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, (str(Malicious.target),)
+
+
+def test_code_does_not_run(tmp_path):
+    Malicious.target = tmp_path / "was-run"
+    for name, write in (("a.pt", lambda p: torch.save({"model": Malicious()}, p)), ("b.pt", lambda p: p.write_bytes(pickle.dumps(Malicious())))):
+        path = tmp_path / name
+        write(path)
+        with pytest.raises(UserError, match="(never|not and is never) run"):
+            load_checkpoint(path)
+    assert not Malicious.target.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, 0.5, 0.99])
+def test_truncated(tmp_path, keep):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"a\.pt"):
+        load_checkpoint(path)
+
+
+def test_text_and_strangers(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(path)
+    torch.save({"weights": torch.ones(2)}, path)
+    with pytest.raises(UserError, match="lacks the config"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_checkpoint(tmp_path / "none.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint in it"):
+        load_checkpoint(tmp_path / "empty")
+
+
+def test_another_architecture_is_named(tmp_path):
+    layer = torch.nn.Linear(2, 3)
+    with pytest.raises(UserError, match=r"weight has shape \[4, 2\], expected \[3, 2\]"):
+        load_weights(layer, torch.nn.Linear(2, 4).state_dict(), tmp_path)
+    with pytest.raises(UserError, match="bias is missing"):
+        load_weights(layer, {"weight": layer.weight}, tmp_path)
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_checkpoint(path, {**STATE, "step": 5})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
+def test_kill_while_writing_leaves_the_older_file(tmp_path):
+    """A process killed in the middle of writing has touched only the temporary name."""
+    path = tmp_path / "a.pt"
+    write_atomic(path, b"old")
+    pid = os.fork()
+    if pid == 0:
+        os.fsync = lambda _: os.kill(os.getpid(), 9)  # the moment before the rename
+        write_atomic(path, b"new" * 1000)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 9
+    assert path.read_bytes() == b"old"

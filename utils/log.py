@@ -1,0 +1,101 @@
+"""One run folder, one logger: screen, log.txt, metrics.jsonl and TensorBoard."""
+
+import json
+import logging
+import subprocess
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.checkpoint import write_atomic
+from utils.errors import UserError
+
+log = logging.getLogger("neus")
+
+
+class _TqdmHandler(logging.Handler):
+    """Log lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def setup_logging() -> None:
+    """Send the project's log lines to the screen (once)."""
+    if not log.handlers:
+        handler = _TqdmHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the project's checkout, or nothing where there is none."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def commit() -> str:
+    return git("rev-parse", "HEAD").strip() or "unknown"
+
+
+class RunFolder:
+    """outputs/<name>/<trial>/: config.yaml, log.txt, metrics.jsonl, tb/, ckpt/, images/, test/, mesh/, video.mp4."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._file = logging.FileHandler(root / "log.txt")
+        except OSError as error:
+            raise UserError(f"the run folder {root} cannot be made ({error.strerror}); choose another trainer.outputs_dir") from None
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._file)
+        self._writer = None
+
+    def __truediv__(self, name: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def record_source(self, config_yaml: str) -> None:
+        """config.yaml, the commit, and a patch of what was not committed."""
+        write_atomic(self / "config.yaml", config_yaml.encode())
+        write_atomic(self / "commit.txt", (commit() + "\n").encode())
+        patch = git("diff", "HEAD")
+        if patch:
+            write_atomic(self / "uncommitted.patch", patch.encode())
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line in metrics.jsonl and the same in TensorBoard."""
+        line = json.dumps({"step": step, "time": round(time.time(), 1), **values})
+        try:
+            with open(self / "metrics.jsonl", "a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"{self.root}/metrics.jsonl cannot be written ({error.strerror})") from None
+        for key, value in values.items():
+            self.tensorboard.add_scalar(key, value, step)
+
+    def image(self, name: str, picture, step: int) -> None:
+        """An [H, W, 3] uint8 picture into TensorBoard."""
+        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+
+    @property
+    def tensorboard(self):
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, needed in training alone
+
+            self._writer = SummaryWriter(str(self.root / "tb"))
+        return self._writer
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        log.removeHandler(self._file)
+        self._file.close()

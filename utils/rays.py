@@ -1,0 +1,166 @@
+"""The containers every part speaks: frozen, shape-checked when made.
+
+Letters: N images, H W pixels, R rays, S packed samples, F features, P points.
+Space: the unit sphere (radius `model.radius`) around the object; cameras have OpenCV axes (x right, y down, z forward)
+and pixel centres at integers.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+def _check(owner: object, **shapes: tuple) -> None:
+    """Compare shapes with symbols: equal letters must be equal numbers, None accepts any size; None tensors pass."""
+    sizes: dict[str, int] = {}
+    for name, want in shapes.items():
+        value = getattr(owner, name)
+        if value is None:
+            continue
+        got = tuple(value.shape)
+        ok = len(got) == len(want)
+        for g, w in zip(got, want):
+            ok = ok and (g == sizes.setdefault(w, g) if isinstance(w, str) else w is None or g == w)
+        if not ok:
+            raise ValueError(f"{type(owner).__name__}.{name}: expected shape {list(want)} with {sizes}, got {list(got)}")
+
+
+class _Movable:
+    def to(self, device: torch.device | str) -> Self:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Rays(_Movable):
+    """R rays. A sample at distance t lies at origins + t * dirs; samples of the object lie between near and far.
+
+    near, far: where the ray enters and leaves the sphere of interest; near > far when it misses it.
+    """
+
+    origins: Tensor  # [R, 3]
+    dirs: Tensor  # [R, 3] unit length
+    near: Tensor  # [R]
+    far: Tensor  # [R]
+
+    def __post_init__(self) -> None:
+        _check(self, origins=("R", 3), dirs=("R", 3), near=("R",), far=("R",))
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, index) -> "Rays":
+        return Rays(self.origins[index], self.dirs[index], self.near[index], self.far[index])
+
+
+@dataclass(frozen=True)
+class RayBatch(_Movable):
+    """Rays with what the photographs say of them."""
+
+    rays: Rays
+    rgb: Tensor  # [R, 3] in [0, 1], as photographed
+    mask: Tensor | None  # [R] in [0, 1], 1 on the object
+    view: Tensor  # [R] int64, which photograph
+
+    def __post_init__(self) -> None:
+        r = len(self.rays)
+        _check(self, rgb=(r, 3), mask=(r,), view=(r,))
+
+    def to(self, device: torch.device | str) -> "RayBatch":
+        return RayBatch(self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device), self.view.to(device))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """S intervals along R rays, packed: those of ray r are offsets[r]:offsets[r+1], sorted by t."""
+
+    t_starts: Tensor  # [S]
+    t_ends: Tensor  # [S]
+    ray_indices: Tensor  # [S] int64
+    offsets: Tensor  # [R + 1] int64
+
+    def __post_init__(self) -> None:
+        _check(self, t_starts=("S",), t_ends=("S",), ray_indices=("S",), offsets=(None,))
+
+    def __len__(self) -> int:
+        return self.t_starts.shape[0]
+
+    @property
+    def n_rays(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    @property
+    def t_mid(self) -> Tensor:
+        return (self.t_starts + self.t_ends) / 2
+
+
+@dataclass(frozen=True)
+class FieldOutput:
+    """What the geometry says at S points."""
+
+    sdf: Tensor  # [S] signed distance, negative inside, in units of the unit sphere
+    grad: Tensor  # [S, 3] its gradient, not normalised
+    feature: Tensor  # [S, F]
+    laplacian: Tensor | None = None  # [S], when finite differences give it
+
+    def __post_init__(self) -> None:
+        _check(self, sdf=("S",), grad=("S", 3), feature=("S", None), laplacian=("S",))
+
+
+@dataclass(frozen=True)
+class Render:
+    """R rendered rays."""
+
+    rgb: Tensor  # [R, 3] over the background it was rendered on
+    opacity: Tensor  # [R]
+    depth: Tensor  # [R] distance along the ray, weighted; 0 where nothing was hit
+    normal: Tensor  # [R, 3] weighted unit normals, in the unit sphere's frame
+
+    def __post_init__(self) -> None:
+        _check(self, rgb=("R", 3), opacity=("R",), depth=("R",), normal=("R", 3))
+
+
+@dataclass(frozen=True)
+class Cameras(_Movable):
+    """N pinhole cameras of H x W pixels, pixel (i, j) has its centre at exactly (i, j)."""
+
+    K: Tensor  # [N, 3, 3] pixels
+    c2w: Tensor  # [N, 3, 4] camera to unit-sphere frame, OpenCV axes
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _check(self, K=("N", 3, 3), c2w=("N", 3, 4))
+
+    def __len__(self) -> int:
+        return self.K.shape[0]
+
+    def __getitem__(self, index) -> "Cameras":
+        return Cameras(self.K[index], self.c2w[index], self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a reader makes of files, after `process_data/normalize.py`: the object lies in the unit sphere.
+
+    images stay uint8; `to_world` maps the unit sphere's frame to the reader's (the world of every export).
+    """
+
+    name: str
+    images: Tensor  # [N, H, W, 3] uint8, sRGB
+    masks: Tensor | None  # [N, H, W] uint8, 255 on the object (soft edges kept)
+    cameras: Cameras
+    to_world: Tensor  # [4, 4] float64
+    train: tuple[int, ...]  # views to train on
+    test: tuple[int, ...]  # views held out
+    names: tuple[str, ...]  # of the image files
+    test_background: str = "black"  # what truth is composited on in tests: black, white, or image (as it is)
+    points: Tensor | None = None  # [P, 3] structure-from-motion points, unit-sphere frame
+
+    def __post_init__(self) -> None:
+        n, h, w = self.images.shape[:3]
+        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3))
+        if (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w) or len(self.names) != n:
+            raise ValueError(f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names")

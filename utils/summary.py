@@ -1,0 +1,33 @@
+"""Say where a finished run's mesh, video and numbers are: `python -m utils.summary outputs/NAME/TRIAL`."""
+
+import json
+import sys
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.log import log, setup_logging
+
+
+def summary(run: Path) -> str:
+    """A few lines on a run folder. Raises UserError when it is not there."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder")
+    lines = [f"{label:8s} {run / name}" for label, name in (("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test")) if (run / name).exists()]
+    test, mesh = run / "test/metrics.json", run / "mesh/metrics.json"
+    if test.is_file():
+        m = json.loads(test.read_text())
+        shown = [f"{k} {m[k]:.3f}" for k in ("psnr", "psnr_masked", "ssim") if m.get(k) is not None]
+        lines.append(f"{'held out' if m['held_out'] else 'training views'}: {', '.join(shown)}")
+    if mesh.is_file():
+        m = json.loads(mesh.read_text())
+        lines.append(f"Chamfer  {m['chamfer']:.5f} of the unit sphere's radius, normal consistency {m['normal_consistency']:.4f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    setup_logging()
+    try:
+        log.info(summary(Path(sys.argv[1])))
+    except (UserError, IndexError) as error:
+        log.error("error: %s", error if str(error) else "give a run folder")
+        sys.exit(2)

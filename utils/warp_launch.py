@@ -1,0 +1,60 @@
+"""Launching Warp kernels on torch tensors: on CUDA one launch on torch's stream, on the CPU one launch a thread.
+
+A Warp launch on the CPU runs serially and releases the GIL, so the work is cut into parts that share no output and run on
+a small pool of Python threads.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+import warp as wp
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="warp")
+
+
+def array(tensor: Tensor, dtype: type) -> object:
+    """A tensor as a Warp kernel argument (no copy; contiguous; gradients are none of Warp's business)."""
+    if not tensor.is_contiguous():
+        raise ValueError(f"a kernel argument must be contiguous, got strides {tensor.stride()} for shape {tuple(tensor.shape)}")
+    if tensor.numel() == 0:  # any strides count as contiguous then, but Warp looks at them
+        tensor = tensor.new_empty(tensor.shape)
+    return wp.from_torch(tensor.detach(), dtype=dtype, return_ctype=True)
+
+
+def threads(device: torch.device) -> int:
+    """Parts worth cutting the work into."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def run(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run the parts side by side, the first on this thread; returns when all are done, raises what a part raised."""
+    if len(tasks) > 1:
+        waiting = [_pool(torch.get_num_threads()).submit(task) for task in tasks[1:]]
+        tasks[0]()
+        for future in waiting:
+            future.result()
+    elif tasks:
+        tasks[0]()
+
+
+def launch(kernel: object, dim: int | tuple, inputs: list, device: torch.device) -> None:
+    """One launch; on CUDA on torch's current stream of that device."""
+    if device.type == "cuda":
+        stream = wp.stream_from_torch(torch.cuda.current_stream(device))
+        wp.launch(kernel, dim=dim, inputs=inputs, device=stream.device, stream=stream)
+    else:
+        wp.launch(kernel, dim=dim, inputs=inputs, device="cpu")
+
+
+def split(n: int, device: torch.device, least: int = 1024) -> list[tuple[int, int]]:
+    """[0, n) as (start, stop) parts for the threads of the device, none smaller than `least` but the only one."""
+    parts = max(1, min(threads(device), n // least))
+    edges = [n * i // parts for i in range(parts + 1)]
+    return [(a, b) for a, b in zip(edges, edges[1:]) if b > a]
