@@ -1,10 +1,13 @@
 """The command line: photographs of an object in, a coloured mesh in world units, a video and honest numbers out."""
 
 import argparse
+import os
 import sys
 
-from utils.errors import UserError
-from utils.log import log, setup_logging
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on the cores that kernels run on
+
+from utils.errors import UserError  # noqa: E402
+from utils.log import log, setup_logging  # noqa: E402
 
 EXAMPLES = """examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10

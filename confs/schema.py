@@ -105,7 +105,7 @@ class OccupancyConfig:
     threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
     every: int = 16  # steps between updates
     warmup: int = 256  # steps in which every update looks at all cells
-    decay: float = 0.95  # of the running maximum, an update
+    decay: float = 0.5  # of the running maximum, an update
 
     def __post_init__(self) -> None:
         _check(

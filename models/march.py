@@ -73,7 +73,7 @@ def pack(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> 
 def _march_constant(c: Course, binaries: Tensor, step: float) -> Samples:
     """All lattice points of a chunk of rays at once."""
     n_rays, parts = len(c.end), []
-    longest = int((c.span[:, 1] - c.span[:, 0]).max()) if n_rays else 0
+    longest = int((c.span[:, 1] - c.span[:, 0]).max())
     for rows in torch.arange(n_rays, device=c.end.device).split(max(1, CHUNK // max(longest, 1))):
         span = c.span[rows]
         k = span[:, :1] + torch.arange(int((span[:, 1] - span[:, 0]).max()), device=rows.device)  # [r, K]
@@ -83,8 +83,6 @@ def _march_constant(c: Course, binaries: Tensor, step: float) -> Samples:
         x, y, z = (c.origins[rows, i, None] + c.dirs[rows, i, None] * mid for i in range(3))
         keep = occupied(x, y, z, binaries) & (mid < c.end[rows, None]) & (k < span[:, 1:])
         parts.append((t_starts[keep], t_ends[keep], rows[keep.nonzero()[:, 0]]))
-    if not parts:
-        return pack(c.end.new_empty(0), c.end.new_empty(0), c.span.new_empty(0, dtype=torch.long), n_rays)
     return pack(*(torch.cat(p) for p in zip(*parts)), n_rays)
 
 
@@ -94,14 +92,12 @@ def _march_cone(c: Course, binaries: Tensor, step: float, cone_angle: float) -> 
     while len(rows):
         t_next = t + (t * cone_angle).clamp(step, FARTHEST_STEP)
         mid = (t + t_next) * 0.5
-        going = mid < c.end[rows]
+        going = (mid < c.end[rows]) & (t_next > t)
         t, t_next, mid, rows = t[going], t_next[going], mid[going], rows[going]
         x, y, z = (c.origins[rows, i] + c.dirs[rows, i] * mid for i in range(3))
         keep = occupied(x, y, z, binaries)
         parts.append((t[keep], t_next[keep], rows[keep]))
         t = t_next
-    if not parts:
-        return pack(c.end.new_empty(0), c.end.new_empty(0), c.span.new_empty(0, dtype=torch.long), len(c.end))
     t_starts, t_ends, rays = (torch.cat(p) for p in zip(*parts))
     order = rays.argsort(stable=True)
     return pack(t_starts[order], t_ends[order], rays[order], len(c.end))
@@ -122,6 +118,9 @@ def march(
         raise ValueError(f"binaries: expected bool [levels, res, res, res], got {binaries.dtype} {list(binaries.shape)}")
     if not (step > 0 and cone_angle >= 0):
         raise ValueError(f"step must be positive and cone_angle not negative, got {step} and {cone_angle}")
+    if not len(rays):
+        none = rays.near.new_empty(0)
+        return pack(none, none, none.long(), 0)
     c = course(rays, levels, res, radius, step, jitter)
     if backend == "warp":
         from models.march_warp import march_warp

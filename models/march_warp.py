@@ -1,8 +1,8 @@
 """Marching as NVIDIA Warp kernels: count a ray's samples, then write them; rays are shared out over CPU threads or CUDA's.
 
-`walk` crosses a whole cell, or a block of empty cells, at once: the lattice point before the exit is guessed by a division
-and taken only if it lies in the same cell. Rounding is monotone in t, so everything between is in that cell too, and the
-samples are the twin's to the last bit (multiply-adds are not fused for the same reason).
+`walk` crosses a whole cell, or a block of empty cells, at once, up to the last lattice point that is short of the exit by
+more than rounding can move it. Rounding is monotone in t, so everything between is in that cell too, and the samples are
+the twin's to the last bit (multiply-adds are not fused for the same reason).
 """
 
 import functools
@@ -16,27 +16,35 @@ from utils import warp_launch
 from utils.rays import Samples
 
 OPTIONS = {"fuse_fp": False}
+RUNS = wp.constant(8)  # stretches of samples a ray notes in the first pass; a ray with more walks again in the second
+SLACK = wp.constant(1e-6)  # of a coordinate's largest terms: eight roundings
 
 
 @wp.struct
 class Grid:
-    """The occupancy grid: cells [levels * res^3], blocks [levels * (res / side)^3] whether a block of side^3 has an occupied cell."""
+    """Shape of the grid. Beside it go cells [levels * res^3] and blocks [levels * (res / side)^3] that hold an occupied cell."""
 
-    cells: wp.array(dtype=wp.uint8)
-    blocks: wp.array(dtype=wp.uint8)
     levels: wp.int32
     res: wp.int32
-    side: wp.int32  # 1: no blocks
+    shift: wp.int32  # a block's side is 2^shift cells; 0: no blocks
     nested: wp.int32  # 1: a coarse cell lies wholly inside or outside the next finer level
 
 
 @wp.struct
 class Place:
     level: wp.int32  # -1: outside
-    scale: wp.float32  # 2^-level
+    cell: wp.float32  # 2^level, a cell's side
     x: wp.int32
     y: wp.int32
     z: wp.int32
+
+
+@wp.func
+def floor_int(x: float) -> int:
+    i = int(x)
+    if float(i) > x:
+        i -= 1
+    return i
 
 
 @wp.func
@@ -44,25 +52,27 @@ def place(v: wp.vec3, g: Grid) -> Place:
     out = Place()
     out.level = wp.int32(-1)
     half = float(g.res) * 0.5
-    odd = float(g.res % 2) * 0.5
-    low = wp.min(v)
-    high = wp.max(v)
+    odd = half - float(g.res // 2)
+    low = wp.min(wp.min(v[0], v[1]), v[2])
+    high = wp.max(wp.max(v[0], v[1]), v[2])
     scale = float(1.0)
+    cell = float(1.0)
     for level in range(g.levels):
         if low * scale >= -half and high * scale < half:
             out.level = level
-            out.scale = scale
-            out.x = wp.min(int(wp.floor(v[0] * scale + odd)) + g.res // 2, g.res - 1)
-            out.y = wp.min(int(wp.floor(v[1] * scale + odd)) + g.res // 2, g.res - 1)
-            out.z = wp.min(int(wp.floor(v[2] * scale + odd)) + g.res // 2, g.res - 1)
+            out.cell = cell
+            out.x = wp.min(floor_int(v[0] * scale + odd) + g.res // 2, g.res - 1)
+            out.y = wp.min(floor_int(v[1] * scale + odd) + g.res // 2, g.res - 1)
+            out.z = wp.min(floor_int(v[2] * scale + odd) + g.res // 2, g.res - 1)
             break
         scale *= 0.5
+        cell *= 2.0
     return out
 
 
 @wp.func
-def lookup(values: wp.array(dtype=wp.uint8), p: Place, n: int, side: int) -> int:
-    return int(values[((p.level * n + p.x // side) * n + p.y // side) * n + p.z // side])
+def lookup(values: wp.array(dtype=wp.uint8), p: Place, n: int, shift: int) -> int:
+    return int(values[((p.level * n + (p.x >> shift)) * n + (p.y >> shift)) * n + (p.z >> shift)])
 
 
 @wp.func
@@ -76,12 +86,12 @@ def position(o: wp.vec3, d: wp.vec3, t: float) -> wp.vec3:
 
 
 @wp.func
-def exit_axis(v: float, inv: float, i: int, side: int, scale: float, centre: float) -> float:
-    """Distance in t from coordinate v to the far face of the block of cell i along one axis."""
-    face = i // side * side
+def exit_axis(v: float, inv: float, slack: float, i: int, shift: int, cell: float, half: float) -> float:
+    """Distance in t, less the slack, from coordinate v to the far face of the block of cell i along one axis."""
+    face = (i >> shift) << shift
     if inv > 0.0:
-        face += side
-    return wp.max((float(face) - centre - v * scale) * inv, 0.0)
+        face += 1 << shift
+    return (float(face) * cell - half - v) * inv - slack
 
 
 @wp.func
@@ -91,75 +101,95 @@ def inverse(d: float) -> float:
     return 1.0 / d
 
 
+@wp.func
+def write(
+    t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float), ray_indices: wp.array(dtype=wp.int64), i: wp.int64, t: float, t_next: float, ray: int
+):  # fmt: skip
+    t_starts[i] = t
+    t_ends[i] = t_next
+    ray_indices[i] = wp.int64(ray)
+
+
 @wp.kernel(module="unique", enable_backward=False, module_options=OPTIONS)
 def walk(
     origins: wp.array(dtype=wp.vec3), dirs: wp.array(dtype=wp.vec3), t_first: wp.array(dtype=float), end: wp.array(dtype=float),
-    span: wp.array2d(dtype=int), g: Grid, step: float, begin: int, stop: int, run: int, fill: int,
+    cells: wp.array(dtype=wp.uint8), g: Grid, blocks: wp.array(dtype=wp.uint8), span: wp.array2d(dtype=int), step: float,
+    stretches: wp.array2d(dtype=int), n_stretches: wp.array(dtype=int), begin: int, stop: int, run: int, fill: int,
     counts: wp.array(dtype=int), offsets: wp.array(dtype=wp.int64), t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float),
     ray_indices: wp.array(dtype=wp.int64),
 ):  # fmt: skip
     start = begin + wp.tid() * run
-    centre = float(g.res) * 0.5
+    half = float(g.res) * 0.5
     per_step = 1.0 / step
     for r in range(start, wp.min(start + run, stop)):
+        t0 = t_first[r]
+        out = wp.int64(0)
+        if fill == 1:
+            out = offsets[r]
+            if n_stretches[r] <= RUNS:
+                for m in range(n_stretches[r]):
+                    for i in range(stretches[r, 2 * m], stretches[r, 2 * m + 1]):
+                        write(t_starts, t_ends, ray_indices, out, t0 + float(i) * step, t0 + float(i + 1) * step, r)
+                        out += wp.int64(1)
+                continue
         k = span[r, 0]
         last = span[r, 1]
-        t0 = t_first[r]
         while last > k and middle(t0, last - 1, step) >= end[r]:
             last -= 1
         o = origins[r]
         d = dirs[r]
         inv = wp.vec3(inverse(d[0]), inverse(d[1]), inverse(d[2]))
+        slack = wp.vec3(0.0, 0.0, 0.0)  # in t
+        if k < last:
+            far = float(last) * step + wp.abs(t0)
+            for i in range(3):
+                slack[i] = SLACK * (wp.abs(o[i]) + wp.abs(d[i]) * far + 2.0 * half) * wp.abs(inv[i])
         n = int(0)
-        seen = int(-1)  # first lattice point of a sample, and one past the last: the second pass looks no further
-        past = int(0)
-        out = wp.int64(0)
-        if fill == 1:
-            out = offsets[r]
+        past = int(-1)  # one past the last sample
+        m = int(0)
         while k < last:
             v = position(o, d, middle(t0, k, step))
             p = place(v, g)
-            j = k  # last lattice point of this cell or empty block that is known
+            j = k  # last lattice point known to lie in this cell or empty block
             full = int(0)
             if p.level >= 0:
-                side = g.side
-                if side > 1:
-                    full = lookup(g.blocks, p, g.res // side, side)
-                if side == 1 or full != 0:
-                    side = int(1)
-                    full = lookup(g.cells, p, g.res, 1)
+                shift = g.shift
+                if shift > 0:
+                    full = lookup(blocks, p, g.res >> shift, shift)
+                if shift == 0 or full != 0:
+                    shift = int(0)
+                    full = lookup(cells, p, g.res, 0)
                 if p.level == 0 or g.nested == 1:
+                    reach = half * p.cell
                     t_exit = wp.min(
-                        exit_axis(v[0], inv[0], p.x, side, p.scale, centre),
-                        wp.min(exit_axis(v[1], inv[1], p.y, side, p.scale, centre), exit_axis(v[2], inv[2], p.z, side, p.scale, centre)),
+                        exit_axis(v[0], inv[0], slack[0], p.x, shift, p.cell, reach),
+                        wp.min(exit_axis(v[1], inv[1], slack[1], p.y, shift, p.cell, reach), exit_axis(v[2], inv[2], slack[2], p.z, shift, p.cell, reach)),
                     )  # fmt: skip
-                    guess = wp.min(k + int(wp.min(t_exit / p.scale * per_step, 1.0e8)), last - 1)
-                    if guess > k:
-                        q = place(position(o, d, middle(t0, guess, step)), g)
-                        if q.level == p.level and q.x // side == p.x // side and q.y // side == p.y // side and q.z // side == p.z // side:
-                            j = guess
+                    j = wp.min(k + int(wp.clamp(t_exit * per_step, 0.0, 1.0e8)), last - 1)
             if full != 0:
-                if seen < 0:
-                    seen = k
-                past = j + 1
-                n += past - k
                 if fill == 1:
-                    for i in range(k, past):
-                        t_starts[out] = t0 + float(i) * step
-                        t_ends[out] = t0 + float(i + 1) * step
-                        ray_indices[out] = wp.int64(r)
+                    for i in range(k, j + 1):
+                        write(t_starts, t_ends, ray_indices, out, t0 + float(i) * step, t0 + float(i + 1) * step, r)
                         out += wp.int64(1)
+                else:
+                    if k != past:
+                        if m < RUNS:
+                            stretches[r, 2 * m] = k
+                        m += 1
+                    past = j + 1
+                    if m <= RUNS:
+                        stretches[r, 2 * m - 1] = past
+                    n += past - k
             k = j + 1
         if fill == 0:
             counts[r] = n
-            span[r, 0] = wp.max(seen, 0)
-            span[r, 1] = past
+            n_stretches[r] = m
 
 
 @wp.kernel(module="unique", enable_backward=False, module_options=OPTIONS)
 def walk_cone(
     origins: wp.array(dtype=wp.vec3), dirs: wp.array(dtype=wp.vec3), t_first: wp.array(dtype=float), end: wp.array(dtype=float),
-    g: Grid, step: float, cone_angle: float, begin: int, stop: int, run: int, fill: int,
+    cells: wp.array(dtype=wp.uint8), g: Grid, step: float, cone_angle: float, begin: int, stop: int, run: int, fill: int,
     counts: wp.array(dtype=int), offsets: wp.array(dtype=wp.int64), t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float),
     ray_indices: wp.array(dtype=wp.int64),
 ):  # fmt: skip
@@ -173,26 +203,24 @@ def walk_cone(
         while True:
             t_next = t + wp.clamp(t * cone_angle, step, wp.static(FARTHEST_STEP))
             mid = (t + t_next) * 0.5
-            if not mid < end[r]:
+            if not (mid < end[r] and t_next > t):
                 break
             p = place(position(origins[r], dirs[r], mid), g)
             if p.level >= 0:
-                if lookup(g.cells, p, g.res, 1) != 0:
+                if lookup(cells, p, g.res, 0) != 0:
                     n += 1
                     if fill == 1:
-                        t_starts[out] = t
-                        t_ends[out] = t_next
-                        ray_indices[out] = wp.int64(r)
+                        write(t_starts, t_ends, ray_indices, out, t, t_next, r)
                         out += wp.int64(1)
             t = t_next
         if fill == 0:
             counts[r] = n
 
 
-def block_side(levels: int, res: int) -> int:
-    """Side of the blocks of empty cells crossed at once; blocks must not straddle the face of a finer level."""
-    fits = [side for side in (8, 4) if res % (side if levels == 1 else 4 * side) == 0]
-    return fits[0] if fits else 1
+def block_shift(levels: int, res: int) -> int:
+    """log2 of the side of the blocks of empty cells crossed at once; blocks must not straddle the face of a finer level."""
+    fits = [shift for shift in (3, 2) if res % ((1 if levels == 1 else 4) << shift) == 0]
+    return fits[0] if fits else 0
 
 
 def any_in_blocks(cells: Tensor, side: int) -> Tensor:
@@ -202,28 +230,27 @@ def any_in_blocks(cells: Tensor, side: int) -> Tensor:
     return (words.view(levels, n, side, n, side, n).amax(2).amax(2 + 1) > 0).to(torch.uint8)
 
 
-def _grid(binaries: Tensor, with_blocks: bool) -> Grid:
+def _grid(binaries: Tensor, with_blocks: bool) -> tuple[Tensor, Tensor, Grid]:
+    """(cells, blocks, their shape), flat bytes."""
     levels, res = binaries.shape[:2]
     cells = binaries.contiguous()
     if cells.data_ptr() % 8:  # rows are read as words
         cells = cells.clone()
-    side = block_side(levels, res) if with_blocks else 1
-    blocks = any_in_blocks(cells, side) if side > 1 else torch.empty(0, dtype=torch.uint8, device=cells.device)
     grid = Grid()
-    grid.cells = wp.from_torch(cells.view(torch.uint8).view(-1))
-    grid.blocks = wp.from_torch(blocks.view(-1))
-    grid.levels, grid.res, grid.side, grid.nested = levels, res, side, int(res % 4 == 0)
-    return grid
+    grid.levels, grid.res, grid.shift, grid.nested = levels, res, block_shift(levels, res) if with_blocks else 0, int(res % 4 == 0)
+    blocks = any_in_blocks(cells, 1 << grid.shift) if grid.shift else torch.empty(0, dtype=torch.uint8, device=cells.device)
+    return cells.view(torch.uint8).view(-1), blocks.view(-1), grid
 
 
 def march_warp(c: Course, binaries: Tensor, step: float, cone_angle: float) -> Samples:
     """Samples of rays on their course (float32); `models.march.march` is the way in."""
     device, n_rays, conical = binaries.device, len(c.end), cone_angle > 0
-    grid = _grid(binaries, not conical)
+    cells, blocks, grid = _grid(binaries, not conical)
     counts = torch.zeros(n_rays, dtype=torch.int32, device=device)
     offsets = torch.zeros(n_rays + 1, dtype=torch.long, device=device)
-    rays = [warp_launch.array(c.origins, wp.vec3), warp_launch.array(c.dirs, wp.vec3), warp_launch.array(c.t_first, wp.float32), warp_launch.array(c.end, wp.float32)]
-    lead = [*rays, grid, step, cone_angle] if conical else [*rays, warp_launch.array(c.span, wp.int32), grid, step]
+    stretches, n_stretches = torch.empty(n_rays, 2 * RUNS, dtype=torch.int32, device=device), torch.empty(n_rays, dtype=torch.int32, device=device)
+    lead = [warp_launch.array(t, kind) for t, kind in [(c.origins, wp.vec3), (c.dirs, wp.vec3), (c.t_first, wp.float32), (c.end, wp.float32), (cells, wp.uint8)]]
+    lead += [grid, step, cone_angle] if conical else [grid, warp_launch.array(blocks, wp.uint8), warp_launch.array(c.span, wp.int32), step, warp_launch.array(stretches, wp.int32), warp_launch.array(n_stretches, wp.int32)]
     kernel = walk_cone if conical else walk
 
     def sweep(fill: int, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> None:

@@ -129,10 +129,12 @@ class Trainer:
 
     def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
         cfg, stats = self.cfg.trainer, self.system.stats
+        self.watch.start(stats["inv_s"])
         self.rate = 0.95 * getattr(self, "rate", n_rays / seconds) + 0.05 * n_rays / seconds
         if self.clock.step % cfg.log_every == 0 and terms:
-            loss = float(sum(float(v) for v in terms.values()))
-            values = {**{f"loss/{k}": float(v) for k, v in terms.items()}, "loss": loss, **stats, **self.system.slow_stats()}
+            terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
+            loss = sum(terms.values())
+            values = {**terms, "loss": loss, **stats, **self.system.slow_stats()}
             values |= {"rays_per_s": self.rate, "lr": self.optimizer.param_groups[0]["lr"], "progress": self.progress, "skipped": self.skipped, "seconds": self.clock.seconds}
             self.run.scalars(self.clock.step, {k: round(v, 6) for k, v in values.items()})
             self.watch(stats["inv_s"], self.progress)
@@ -209,8 +211,11 @@ class InvSWatch:
         self.first: float | None = None
         self.warned = False
 
-    def __call__(self, inv_s: float, progress: float) -> None:
+    def start(self, inv_s: float) -> None:
+        """The first value seen is the one to beat."""
         self.first = inv_s if self.first is None else self.first
+
+    def __call__(self, inv_s: float, progress: float) -> None:
         if self.warned or progress < 0.1:
             return
         if inv_s < 0.9 * self.first:

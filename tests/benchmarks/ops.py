@@ -1,0 +1,185 @@
+"""How long each operation takes, torch twin and Warp kernel side by side, and on CUDA nerfacc and tiny-cuda-nn where they import.
+
+    python -m tests.benchmarks.ops [--device cpu|cuda] [--quick] [--repeat N] [--only march ...]
+
+Medians of interleaved runs in one process, first runs not counted.
+"""
+
+import argparse
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from encoder.hashgrid import HashGrid, HashGridSpec
+from models.march import march
+from models.volrend import accumulate, distortion, weights_from_alpha
+from process_data.rays import sphere_span
+from utils.device import setup_threads
+from utils.rays import Rays
+
+Runs = dict[str, Callable[[], object]]  # column -> one run
+STEP = 2 * math.sqrt(3) / 1024
+
+
+def optional(name: str, device: torch.device) -> object | None:
+    """A CUDA library when it can be used: never on CPU tensors (nerfacc would set about building an extension)."""
+    if device.type != "cuda":
+        return None
+    try:
+        return __import__(name)
+    except Exception:  # a broken build raises anything
+        return None
+
+
+def hash_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
+    n = 2**14 if quick else 2**17
+    spec = HashGridSpec(n_levels=16, n_features=2, log2_size=19, base=16, top=2048)
+    x, d_y, d_x = torch.rand(n, 3, device=device), torch.randn(n, spec.width, device=device), torch.randn(n, 3, device=device)
+    grids: dict[str, torch.nn.Module] = {b: HashGrid(spec, b, init=0.1).to(device) for b in ("torch", "warp")}
+    tcnn = optional("tinycudann", device)
+    if tcnn is not None:
+        growth = (spec.top / spec.base) ** (1 / (spec.n_levels - 1))
+        options = {"otype": "HashGrid", "n_levels": 16, "n_features_per_level": 2, "log2_hashmap_size": 19, "base_resolution": 16, "per_level_scale": growth}
+        grids["tiny-cuda-nn"] = tcnn.Encoding(3, options, dtype=torch.float32).to(device)
+
+    def once(grid: torch.nn.Module) -> object:
+        with torch.no_grad():
+            return grid(x)
+
+    def back(grid: torch.nn.Module) -> object:
+        return torch.autograd.grad((grid(x) * d_y).sum(), list(grid.parameters()))
+
+    def twice(grid: torch.nn.Module) -> object:
+        p = x.clone().requires_grad_(True)
+        y = grid(p)
+        (slope,) = torch.autograd.grad((y * d_y).sum(), p, create_graph=True)
+        return torch.autograd.grad((slope * d_x).sum() + (y * d_y).sum(), list(grid.parameters()))
+
+    rows = {"forward": once, "forward + backward": back, "with second derivatives": twice}
+    return {f"hash grid, {n} points: {name}": {b: lambda f=f, g=g: f(g) for b, g in grids.items()} for name, f in rows.items()}
+
+
+def shell(res: int, share: float, device: torch.device) -> Tensor:
+    """[1, res, res, res]: the cells nearest to a dented sphere, `share` of all."""
+    c = (torch.arange(res, device=device) + 0.5) / res * 2 - 1
+    x, y, z = torch.meshgrid(c, c, c, indexing="ij")
+    away = ((x * x + y * y + z * z).sqrt() - 0.55 - 0.08 * torch.sin(5 * x) * torch.sin(4 * y + 1) * torch.sin(6 * z)).abs()
+    return (away < away.flatten().kthvalue(int(share * res**3)).values)[None]
+
+
+def march_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
+    n = 1024 if quick else 8192
+    origins = 2.5 * torch.nn.functional.normalize(torch.randn(n, 3, device=device), dim=-1)
+    target = torch.nn.functional.normalize(torch.randn(n, 3, device=device), dim=-1) * torch.rand(n, 1, device=device) ** (1 / 3)
+    dirs = torch.nn.functional.normalize(target - origins, dim=-1)
+    rays, jitter, grid = Rays(origins, dirs, *sphere_span(origins, dirs, 1.0)), torch.rand(n, device=device), shell(128, 0.03, device)
+    runs: Runs = {b: lambda b=b: march(rays, grid, 1.0, STEP, jitter, backend=b) for b in ("torch", "warp")}
+    nerfacc = optional("nerfacc", device)
+    if nerfacc is not None:
+        estimator = nerfacc.OccGridEstimator([-1.0, -1, -1, 1, 1, 1], resolution=128, levels=1).to(device)
+        estimator.binaries = grid
+        runs["nerfacc"] = lambda: estimator.sampling(origins, dirs, t_min=rays.near, t_max=rays.far, render_step_size=STEP, stratified=True)
+    return {f"march, {n} rays, 128^3, 3 % occupied": runs}
+
+
+def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
+    n = 1024 if quick else 8192
+    counts = (torch.randn(n) * 10 + 16).round().clamp(0, 60).long().to(device)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    index, size = torch.repeat_interleave(counts), int(counts.sum())
+    t_starts = 1.5 + STEP * (torch.arange(size, device=device) - offsets[:-1].repeat_interleave(counts))
+    t_ends = t_starts + STEP
+    alpha, values, d = torch.rand(size, device=device) ** 3, torch.rand(size, 3, device=device), torch.randn(n, 3, device=device)
+    weights = weights_from_alpha(alpha, offsets)[0]
+    leaves = [t.clone().requires_grad_(True) for t in (alpha, values, weights)]
+    nerfacc = optional("nerfacc", device)
+
+    def colour(w: Tensor, v: Tensor, backend: str) -> Tensor:
+        if backend == "nerfacc":
+            return nerfacc.accumulate_along_rays(w, v, index, n)
+        return accumulate(w, v, offsets, index, backend)
+
+    def composite(backend: str) -> object:
+        a, v, _ = leaves
+        if backend == "nerfacc":
+            w = nerfacc.render_weight_from_alpha(a, packed_info=torch.stack([offsets[:-1], counts], -1))[0]
+        else:
+            w = weights_from_alpha(a, offsets, 1e-4, backend)[0]
+        return torch.autograd.grad((colour(w, v, backend) * d).sum(), (a, v))
+
+    def weigh(backend: str) -> object:
+        if backend == "nerfacc":
+            w = nerfacc.render_weight_from_alpha(leaves[0], packed_info=torch.stack([offsets[:-1], counts], -1))[0]
+        else:
+            w = weights_from_alpha(leaves[0], offsets, 1e-4, backend)[0]
+        return torch.autograd.grad((w * weights).sum(), leaves[0])
+
+    def add(backend: str) -> object:
+        return torch.autograd.grad((colour(leaves[2], leaves[1], backend) * d).sum(), (leaves[2], leaves[1]))
+
+    def distort(backend: str) -> object:
+        return torch.autograd.grad((distortion(leaves[2], t_starts, t_ends, offsets, backend) * d[:, 0]).sum(), leaves[2])
+
+    ours = ("torch", "warp")
+    every = (*ours, "nerfacc") if nerfacc is not None else ours
+    named = {"weights": (weigh, every), "accumulate": (add, every), "compositing (weights, colour)": (composite, every), "distortion": (distort, ours)}
+    return {f"{name}, {n} rays, {size} samples: forward + backward": {b: lambda f=f, b=b: f(b) for b in who} for name, (f, who) in named.items()}
+
+
+def measure(runs: Runs, repeat: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each column; slow ones run less often."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeat + 1):
+        for name, one in runs.items():
+            if sum(times[name]) > 8000:
+                continue
+            wait()
+            begin = time.perf_counter()
+            one()
+            wait()
+            if turn:
+                times[name].append((time.perf_counter() - begin) * 1e3)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def machine(device: torch.device) -> str:
+    """What it ran on, in a line."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return f"{gpu}{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Markdown: milliseconds, and how much faster Warp is than the twin."""
+    columns = ["torch", "warp", *sorted({c for r in rows.values() for c in r} - {"torch", "warp"})]
+    lines = [f"| operation | {' | '.join(f'{c} ms' for c in columns)} | torch / warp |", f"|---|{'---:|' * (len(columns) + 1)}"]
+    for name, r in rows.items():
+        cells = [f"{r[c]:.2f}" if c in r else "" for c in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} | {r['torch'] / r['warp']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the size")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--only", nargs="*", choices=["hash", "march", "composite"], default=["hash", "march", "composite"])
+    args = parser.parse_args()
+    setup_threads()
+    torch.manual_seed(0)
+    device, groups = torch.device(args.device), {"hash": hash_ops, "march": march_ops, "composite": composite_ops}
+    rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in groups[group](device, args.quick).items()}
+    print(f"{machine(device)}\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Training end to end on a tiny scene: it learns, resumes bitwise, stops on signals, skips what is not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from process_data.load import load_scene
+from systems.build import build_system
+from systems.trainer import InvSWatch, Trainer
+from utils.checkpoint import load_checkpoint
+from utils.config import load_config
+from utils.errors import UserError
+from utils.log import RunFolder
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "seed=5", "model.grid.n_levels=4", "model.grid.levels=4", "model.grid.log2_size=10", "model.grid.base=4", "model.grid.top=32", "model.samples_per_ray=128",
+    "model.occupancy.resolution=24", "trainer.target_samples=2048", "trainer.n_rays=64", "trainer.max_rays=256", "trainer.val_minutes=0",
+    "trainer.device=cpu", "trainer.log_every=5", "loss.eikonal_points=128", "dataset.hold_every=4", "export.resolution=40", "export.coarse=24",
+    "dataset.test_steps=3",
+]  # fmt: skip
+
+
+def config(scene, out, *more):
+    return load_config(ROOT / "confs/dtu-wmask.yaml", [*TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", *more])
+
+
+def trainer(cfg, folder):
+    scene = load_scene(cfg.dataset, cfg.model.radius)
+    device = torch.device("cpu")
+    return Trainer(build_system(cfg, device), scene, cfg, RunFolder(folder), device)
+
+
+def weights(path):
+    return load_checkpoint(path)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_loss_falls_and_nothing_is_missing(tiny_scene, tmp_path):
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=150"), tmp_path / "run")
+    assert t.train()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["psnr"] > rows[0]["psnr"] + 3
+    assert rows[-1]["inv_s"] > rows[0]["inv_s"]
+    assert {"loss/rgb", "loss/mask", "loss/eikonal", "rays_per_s", "occupied", "levels", "samples_per_ray"} <= rows[-1].keys()
+
+
+def test_resuming_is_bitwise_equal(tiny_scene, tmp_path):
+    cfg = config(tiny_scene, tmp_path, "trainer.max_steps=41")
+    trainer(cfg, tmp_path / "whole").train()
+    first = trainer(cfg, tmp_path / "parts")
+    real = first._after_step
+
+    def stop_at_17(*args):
+        real(*args)
+        first.stop_signal = signal.SIGTERM if first.clock.step == 17 else 0
+
+    first._after_step = stop_at_17
+    assert not first.train()
+    second = trainer(cfg, tmp_path / "parts")
+    path = tmp_path / "parts/ckpt/last.pt"
+    assert load_checkpoint(path)["step"] == 17
+    second.load(load_checkpoint(path), path)
+    assert second.train()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def command(scene, out, *more, resume=None):
+    words = ["--config", "confs/dtu-wmask.yaml", "--train", *TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "name=n", "trainer.trial_name=t", *more]
+    if resume:
+        words = ["--train", "--resume", str(resume)]
+    return subprocess.Popen([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "CI": "1"})
+
+
+@pytest.mark.slow
+def test_sigterm_and_resume_through_the_command_line(tiny_scene, tmp_path):
+    """A run stopped by SIGTERM wherever it happens to be, and resumed, ends in the same bits."""
+    more = ("trainer.max_steps=300", "trainer.finish=false", "trainer.log_every=1")
+    whole = command(tiny_scene, tmp_path / "whole", *more)
+    out, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, out
+    run = tmp_path / "parts/n/t"
+    stopped = command(tiny_scene, tmp_path / "parts", *more)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (run / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    stopped.send_signal(signal.SIGTERM)
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM and "go on with" in out, out
+    assert 0 < load_checkpoint(run)["step"] < 300
+    resumed = command(tiny_scene, tmp_path / "parts", resume=run)
+    out, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0 and "resuming at step" in out, out
+    assert same(weights(tmp_path / "whole/n/t"), weights(run))
+
+
+def test_a_non_finite_step_changes_nothing(tiny_scene, tmp_path, monkeypatch):
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=3", "trainer.max_skipped=2"), tmp_path / "run")
+    before = {k: v.clone() for k, v in t.system.model.state_dict().items() if "occupancy" not in k}
+    real = t.system.losses
+    monkeypatch.setattr(t.system, "losses", lambda *a: {**(terms := real(*a)), "rgb": terms["rgb"] * float("nan")})
+    with pytest.raises(UserError, match="2 steps in a row were not finite .*rgb"):
+        t.train()
+    after = t.system.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before) and t.skipped == 2
+
+
+def test_one_bad_step_is_skipped_and_counted(tiny_scene, tmp_path, monkeypatch):
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=6"), tmp_path / "run")
+    real, calls = t.system.losses, []
+
+    def sometimes(*a):
+        calls.append(1)
+        terms = real(*a)
+        return {k: v * (float("inf") if len(calls) == 3 else 1) for k, v in terms.items()}
+
+    monkeypatch.setattr(t.system, "losses", sometimes)
+    assert t.train() and t.skipped == 1 and t.skipped_in_row == 0
+    assert all(torch.isfinite(p).all() for p in t.system.model.parameters())
+
+
+def test_a_checkpoint_renders_the_same_on_the_other_backend(tiny_scene, tmp_path):
+    from process_data.rays import view_rays
+    from systems.build import restore_system
+
+    cfg = config(tiny_scene, tmp_path, "trainer.max_steps=60")
+    t = trainer(cfg, tmp_path / "run")
+    t.train()
+    path = tmp_path / "run/ckpt/last.pt"
+    rays = view_rays(t.scene.cameras, 0, 1.0)
+    renders = []
+    for backend in ("torch", "warp"):
+        cfg = config(tiny_scene, tmp_path, *(f"backend.{op}={backend}" for op in ("hashgrid", "march", "composite")))
+        system = restore_system(cfg, torch.device("cpu"), load_checkpoint(path), path)
+        renders.append(system.render_view(rays, torch.zeros(3)))
+    assert (renders[0].rgb - renders[1].rgb).abs().max() < 1e-3
+    assert renders[0].opacity.max() > 0.5
+
+
+def test_another_architecture_is_refused(tiny_scene, tmp_path):
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=2"), tmp_path / "run")
+    t.train()
+    other = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=2", "model.sdf.hidden=32"), tmp_path / "other")
+    with pytest.raises(UserError, match="another architecture"):
+        other.load(load_checkpoint(tmp_path / "run"), tmp_path / "run")
+
+
+def test_full_disk_while_training_keeps_the_previous_checkpoint(tiny_scene, tmp_path, monkeypatch):
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=4", "trainer.save_every=2"), tmp_path / "run")
+    real, writes = os.fsync, []
+
+    def fills_up(fd):
+        writes.append(fd)
+        if len(writes) > 1:
+            raise OSError(28, "No space left on device")
+        return real(fd)
+
+    monkeypatch.setattr(os, "fsync", fills_up)
+    with pytest.raises(UserError, match="No space left on device"):
+        t.train()
+    assert load_checkpoint(tmp_path / "run")["step"] == 2
+
+
+def test_the_watch_on_inv_s(caplog):
+    watch = InvSWatch()
+    watch.start(20)
+    watch(25, 0.3)
+    assert not caplog.records
+    watch(15, 0.4)
+    assert "fell to 15, below its start 20" in caplog.text
+    stalled = InvSWatch()
+    stalled.start(20)
+    stalled(25, 0.6)
+    assert "stalls at 25" in caplog.text

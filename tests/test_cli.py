@@ -1,0 +1,223 @@
+"""The command line: every wrong input is one clear sentence and a non-zero exit, never a traceback; the right one does it all."""
+
+import json
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+import run
+from tests.systems.test_train import TINY
+
+
+def cli(capsys, *words):
+    """Exit code and everything printed."""
+    code = run.main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def refused(capsys, pattern, *words):
+    code, text = cli(capsys, *words)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1, text
+    assert re.search(pattern, errors[0]), errors[0]
+    assert "Traceback" not in text
+
+
+def train_words(scene, out, *more):
+    return ["--config", "confs/dtu-wmask.yaml", "--train", *TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "trainer.trial_name=t", "name=n", *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scene, tmp_path_factory):
+    """One whole run: train, test, mesh, video."""
+    out = tmp_path_factory.mktemp("outputs")
+    assert run.main(train_words(tiny_scene, out, "trainer.max_steps=120", "trainer.val_minutes=0.001")) == 0
+    return out / "n/t"
+
+
+def test_a_whole_run_leaves_the_whole_folder(finished, tiny_scene):
+    for name in ("config.yaml", "commit.txt", "log.txt", "metrics.jsonl", "ckpt/last.pt", "test/metrics.json", "mesh/mesh.ply", "mesh/mesh.obj"):
+        assert (finished / name).stat().st_size > 0, name
+    assert any((finished / f"video.{kind}").exists() for kind in ("mp4", "gif"))
+    assert list((finished / "images").glob("val_*.png")) and list((finished / "tb").iterdir())
+    metrics = json.loads((finished / "test/metrics.json").read_text())
+    assert metrics["psnr"] > 15 and 0 < metrics["ssim"] <= 1 and metrics["psnr_masked"] > 10
+    assert [v["view"] for v in metrics["views"]] == [0, 4] and all((finished / f"test/{v:03d}.png").exists() for v in (0, 4))
+
+
+def test_the_mesh_lies_in_world_units_with_colours(finished, tiny_scene):
+    mesh = trimesh.load(finished / "mesh/mesh.ply", process=False)
+    scale_mat = np.load(tiny_scene / "cameras_sphere.npz")["scale_mat_0"]
+    local = (np.asarray(mesh.vertices) - scale_mat[:3, 3]) / scale_mat[0, 0]
+    assert np.linalg.norm(local, axis=1).max() < 1 and np.linalg.norm(local, axis=1).max() > 0.3
+    assert np.asarray(mesh.visual.vertex_colors)[:, :3].std() > 1
+    with open(finished / "mesh/mesh.obj") as file:
+        first = next(line for line in file if line.startswith("v "))
+    assert len(first.split()) == 7
+
+
+def test_test_and_mesh_from_the_checkpoint_alone(finished, capsys):
+    before = json.loads((finished / "test/metrics.json").read_text())
+    code, text = cli(capsys, "--test", "--mesh", "--resume", str(finished), "dataset.test_steps=2")
+    assert code == 0, text
+    after = json.loads((finished / "test/metrics.json").read_text())
+    assert after["psnr"] == pytest.approx(before["psnr"], abs=1e-4)
+
+
+def test_eval(finished, capsys):
+    ply = str(finished / "mesh/mesh.ply")
+    code, text = cli(capsys, "--eval", ply, "--gt", ply)
+    assert code == 0 and "hamfer" in text
+    refused(capsys, "--gt", "--eval", ply)
+    refused(capsys, "nothere.ply", "--eval", "nothere.ply", "--gt", ply)
+
+
+def test_help_has_examples():
+    assert "run.py --config confs/dtu.yaml --train" in run.parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["--trian"], "unknown flag '--trian'; did you mean '--train'"),
+        (["--train", "--config", "confs/dtuu.yaml"], r"did you mean 'dtu\.yaml'|did you mean"),
+        (["--train", "--config", "confs/dtu.yaml", "trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'"),
+        (["--train", "--config", "confs/dtu.yaml", "trainer.max_steps=soon"], "trainer.max_steps"),
+        (["--train", "--config", "confs/dtu.yaml", "trainer.max_steps=-1"], "trainer.max_steps: must be at least 1, got -1"),
+        (["--train", "--config", "confs/dtu.yaml", "nonsense"], "no override"),
+        (["--train", "--config"], "expected one argument"),
+        ([], "nothing to do"),
+        (["--train"], "--config is missing"),
+        (["--test", "--config", "confs/dtu.yaml"], "need --resume"),
+        (["--test", "--resume", "not/there"], "no such file"),
+    ],
+)
+def test_wrong_words(capsys, words, pattern):
+    refused(capsys, pattern, *words)
+
+
+def _drop_image(scene):
+    for path in (scene / "image").iterdir():
+        path.unlink()
+
+
+def _truncate(scene):
+    path = sorted((scene / "image").iterdir())[2]
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _resize_mask(scene):
+    import cv2
+
+    path = sorted((scene / "mask").iterdir())[1]
+    cv2.imwrite(str(path), cv2.imread(str(path))[:-3])
+
+
+def _black_masks(scene):
+    import cv2
+
+    for path in (scene / "mask").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)) * 0)
+
+
+def _npz(change):
+    def edit(scene):
+        path = scene / "cameras_sphere.npz"
+        data = dict(np.load(path))
+        change(data)
+        np.savez(path, **data)
+
+    return edit
+
+
+def _singular(data):
+    data["world_mat_1"][:3, 0] = data["world_mat_1"][:3, 1]
+
+
+def _mirrored(data):
+    data["world_mat_1"] = data["world_mat_1"] @ np.diag([-1.0, 1, 1, 1])
+
+
+BAD_SCENES = {
+    "missing folder": (shutil.rmtree, "does not exist|no such folder|missing"),
+    "no images": (_drop_image, "no image"),
+    "fewer masks": (lambda s: (s / "mask/003.png").unlink(), r"003\.png is missing.*dataset\.masks=false"),
+    "mask of another size": (_resize_mask, r"001\.png"),
+    "truncated image": (_truncate, r"000002\.png.*truncated"),
+    "no world_mat_3": (_npz(lambda d: d.pop("world_mat_3")), "world_mat_3"),
+    "singular camera": (_npz(_singular), "world_mat_1.*singular"),
+    "mirrored camera": (_npz(_mirrored), "world_mat_1.*mirrored"),
+    "black masks": (_black_masks, "black"),
+    "npz of text": (lambda s: (s / "cameras_sphere.npz").write_text("hello"), r"cameras_sphere\.npz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SCENES)
+def test_bad_scenes(name, capsys, tiny_scene, tmp_path):
+    spoil, pattern = BAD_SCENES[name]
+    scene = tmp_path / "scene"
+    shutil.copytree(tiny_scene, scene)
+    spoil(scene)
+    refused(capsys, pattern, *train_words(scene, tmp_path / "out", "trainer.max_steps=2"))
+
+
+def test_cameras_inside_the_sphere_are_warned_of(capsys, tiny_scene, tmp_path):
+    scene = tmp_path / "scene"
+    shutil.copytree(tiny_scene, scene)
+
+    def enlarge(data):
+        for key in list(data):
+            if key.startswith("scale_mat"):
+                data[key][:3, :3] *= 20
+
+    _npz(enlarge)(scene)
+    code, text = cli(capsys, *train_words(scene, tmp_path / "out", "trainer.max_steps=2", "trainer.finish=false"))
+    assert "inside the sphere" in text and code == 0, text
+
+
+def _code(path):
+    class Evil:
+        def __reduce__(self):
+            return exec, (f"open({str(path.with_name('was-run'))!r}, 'w')",)
+
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+BAD_CHECKPOINTS = {
+    "text": (lambda p, _: p.write_text("hello"), "not a checkpoint"),
+    "truncated": (lambda p, good: p.write_bytes(good.read_bytes()[:5000]), "truncated"),
+    "code": (lambda p, _: _code(p), "not a checkpoint"),
+    "foreign": (lambda p, _: torch.save({"state_dict": {}}, p), "lacks the config"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_bad_checkpoints(name, capsys, finished, tmp_path):
+    spoil, pattern = BAD_CHECKPOINTS[name]
+    path = tmp_path / "x.pt"
+    spoil(path, finished / "ckpt/last.pt")
+    refused(capsys, pattern, "--test", "--resume", str(path))
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_checkpoint_of_another_architecture(capsys, finished):
+    refused(capsys, "another architecture", "--test", "--resume", str(finished), "model.sdf.hidden=32")
+
+
+def test_output_folder_that_cannot_be_written(capsys, tiny_scene, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(capsys, "cannot be made", *train_words(tiny_scene, tmp_path / "file", "trainer.max_steps=2"))
+
+
+def test_empty_mesh_says_why(capsys, finished):
+    state = torch.load(finished / "ckpt/last.pt", weights_only=True)
+    state["model"]["sdf.out.bias"][0] += 10
+    path = finished.parent / "empty.pt"
+    torch.save(state, path)
+    refused(capsys, "no surface.*inv_s", "--mesh", "--resume", str(path), f"trainer.outputs_dir={finished.parent}")
