@@ -103,7 +103,8 @@ def inverse(d: float) -> float:
 
 @wp.func
 def write(
-    t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float), ray_indices: wp.array(dtype=wp.int64), i: wp.int64, t: float, t_next: float, ray: int
+    t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float), ray_indices: wp.array(dtype=wp.int64),
+    i: wp.int64, t: float, t_next: float, ray: int,
 ):  # fmt: skip
     t_starts[i] = t
     t_ends[i] = t_next
@@ -161,10 +162,9 @@ def walk(
                     full = lookup(cells, p, g.res, 0)
                 if p.level == 0 or g.nested == 1:
                     reach = half * p.cell
-                    t_exit = wp.min(
-                        exit_axis(v[0], inv[0], slack[0], p.x, shift, p.cell, reach),
-                        wp.min(exit_axis(v[1], inv[1], slack[1], p.y, shift, p.cell, reach), exit_axis(v[2], inv[2], slack[2], p.z, shift, p.cell, reach)),
-                    )  # fmt: skip
+                    t_exit = exit_axis(v[0], inv[0], slack[0], p.x, shift, p.cell, reach)
+                    t_exit = wp.min(t_exit, exit_axis(v[1], inv[1], slack[1], p.y, shift, p.cell, reach))
+                    t_exit = wp.min(t_exit, exit_axis(v[2], inv[2], slack[2], p.z, shift, p.cell, reach))
                     j = wp.min(k + int(wp.clamp(t_exit * per_step, 0.0, 1.0e8)), last - 1)
             if full != 0:
                 if fill == 1:
@@ -248,9 +248,26 @@ def march_warp(c: Course, binaries: Tensor, step: float, cone_angle: float) -> S
     cells, blocks, grid = _grid(binaries, not conical)
     counts = torch.zeros(n_rays, dtype=torch.int32, device=device)
     offsets = torch.zeros(n_rays + 1, dtype=torch.long, device=device)
-    stretches, n_stretches = torch.empty(n_rays, 2 * RUNS, dtype=torch.int32, device=device), torch.empty(n_rays, dtype=torch.int32, device=device)
-    lead = [warp_launch.array(t, kind) for t, kind in [(c.origins, wp.vec3), (c.dirs, wp.vec3), (c.t_first, wp.float32), (c.end, wp.float32), (cells, wp.uint8)]]
-    lead += [grid, step, cone_angle] if conical else [grid, warp_launch.array(blocks, wp.uint8), warp_launch.array(c.span, wp.int32), step, warp_launch.array(stretches, wp.int32), warp_launch.array(n_stretches, wp.int32)]
+    stretches, n_stretches = (
+        torch.empty(n_rays, 2 * RUNS, dtype=torch.int32, device=device),
+        torch.empty(n_rays, dtype=torch.int32, device=device),
+    )
+    lead = [
+        warp_launch.array(t, kind)
+        for t, kind in [(c.origins, wp.vec3), (c.dirs, wp.vec3), (c.t_first, wp.float32), (c.end, wp.float32), (cells, wp.uint8)]
+    ]
+    lead += (
+        [grid, step, cone_angle]
+        if conical
+        else [
+            grid,
+            warp_launch.array(blocks, wp.uint8),
+            warp_launch.array(c.span, wp.int32),
+            step,
+            warp_launch.array(stretches, wp.int32),
+            warp_launch.array(n_stretches, wp.int32),
+        ]
+    )
     kernel = walk_cone if conical else walk
 
     def sweep(fill: int, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> None:

@@ -104,7 +104,10 @@ def _distortion_torch(weights: Tensor, mids: Tensor, lengths: Tensor, offsets: T
 
 
 def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, backend: str = "torch") -> Tensor:
-    """Distortion of each ray [R]: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, m the midpoints (Barron et al., mip-NeRF 360, 2022)."""
+    """Distortion of each ray [R]: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, m the midpoints.
+
+    In units of t (Barron et al., mip-NeRF 360, 2022, divide t by the ray's span first).
+    """
     _check(offsets, weights, t_starts, t_ends)
     mids, lengths = (t_starts + t_ends) / 2, t_ends - t_starts
     if not len(weights):

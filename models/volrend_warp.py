@@ -16,6 +16,7 @@ import warp as wp
 from utils import warp_launch
 
 wp.set_module_options({"enable_backward": False})
+WORTH_A_THREAD = 2**16  # samples; fewer are done before another thread has begun
 floats, ints = wp.array(dtype=wp.float32), wp.array(dtype=wp.int64)
 
 
@@ -78,7 +79,9 @@ def accumulators(channels: int) -> tuple:
     vec = wp.types.vector(length=channels, dtype=wp.float32)
 
     @wp.kernel(module="unique", enable_backward=False)
-    def accumulate(weights: floats, values: wp.array(dtype=vec), ones: int, offsets: ints, begin: int, stop: int, run: int, out: wp.array(dtype=vec)):
+    def accumulate(
+        weights: floats, values: wp.array(dtype=vec), ones: int, offsets: ints, begin: int, stop: int, run: int, out: wp.array(dtype=vec)
+    ):
         first = begin + wp.tid() * run
         for r in range(first, wp.min(first + run, stop)):
             total = vec()
@@ -162,14 +165,15 @@ def _distortion_backward(
             last = mids[i]
 
 
-def _over_rays(kernel: object, inputs: list, outputs: list, offsets: Tensor) -> None:
+def _over_rays(kernel: object, inputs: list, outputs: list, offsets: Tensor, n_samples: int) -> None:
     device, n_rays = offsets.device, len(offsets) - 1
+    least = max(1, n_rays * WORTH_A_THREAD // n_samples)
 
     def part(start: int, stop: int) -> None:
         instances, run = (stop - start, 1) if device.type == "cuda" else (1, stop - start)
         warp_launch.launch(kernel, instances, [*inputs, start, stop, run, *outputs], device)
 
-    warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n_rays, device, 512)])
+    warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n_rays, device, least)])
 
 
 def _f(tensor: Tensor) -> object:
@@ -190,7 +194,7 @@ class Weights(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, offsets: Tensor, early_stop: float, optical: bool) -> tuple[Tensor, Tensor]:
         weights, trans = torch.empty_like(x), torch.empty_like(x)
-        _over_rays(_weights, [_f(x), _i(offsets), early_stop, int(optical)], [_f(weights), _f(trans)], offsets)
+        _over_rays(_weights, [_f(x), _i(offsets), early_stop, int(optical)], [_f(weights), _f(trans)], offsets, len(x))
         ctx.save_for_backward(x, trans, offsets)
         ctx.set_materialize_grads(False)
         ctx.options = early_stop, int(optical)
@@ -202,7 +206,7 @@ class Weights(torch.autograd.Function):
         x, trans, offsets = ctx.saved_tensors
         d_x, none = torch.empty_like(x), x.new_empty(0)
         gradients = [_f(none if d is None else d.contiguous()) for d in (d_weights, d_trans)]
-        _over_rays(_weights_backward, [_f(x), _f(trans), _i(offsets), *ctx.options, *gradients], [_f(d_x)], offsets)
+        _over_rays(_weights_backward, [_f(x), _f(trans), _i(offsets), *ctx.options, *gradients], [_f(d_x)], offsets, len(x))
         return d_x, None, None, None
 
 
@@ -215,7 +219,7 @@ class Accumulate(torch.autograd.Function):
         values = weights.new_empty(0, 1) if values is None else values
         out = weights.new_empty(len(offsets) - 1, values.shape[1])
         kernel, vec = accumulators(values.shape[1])[0], _vec(values.shape[1])
-        _over_rays(kernel, [_f(weights), vec(values), ctx.ones, _i(offsets)], [vec(out)], offsets)
+        _over_rays(kernel, [_f(weights), vec(values), ctx.ones, _i(offsets)], [vec(out)], offsets, len(weights))
         ctx.save_for_backward(weights, values, offsets)
         return out
 
@@ -227,7 +231,7 @@ class Accumulate(torch.autograd.Function):
         d_weights, d_values = torch.empty_like(weights), values.new_empty(values.shape if wanted else (0, values.shape[1]))
         kernel, vec = accumulators(values.shape[1])[1], _vec(values.shape[1])
         inputs = [_f(weights), vec(values), ctx.ones, _i(offsets), vec(d_out.contiguous())]
-        _over_rays(kernel, inputs, [_f(d_weights), vec(d_values)], offsets)
+        _over_rays(kernel, inputs, [_f(d_weights), vec(d_values)], offsets, len(weights))
         return d_weights, d_values if wanted else None, None
 
 
@@ -237,7 +241,7 @@ class Distortion(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights: Tensor, mids: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:
         out = weights.new_empty(len(offsets) - 1)
-        _over_rays(_distortion, [_f(weights), _f(mids), _f(lengths), _i(offsets)], [_f(out)], offsets)
+        _over_rays(_distortion, [_f(weights), _f(mids), _f(lengths), _i(offsets)], [_f(out)], offsets, len(weights))
         ctx.save_for_backward(weights, mids, lengths, offsets)
         return out
 
@@ -248,5 +252,5 @@ class Distortion(torch.autograd.Function):
         size = len(weights) if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0
         d_weights, d_mids, d_lengths = torch.empty_like(weights), weights.new_empty(size), weights.new_empty(size)
         inputs = [_f(weights), _f(mids), _f(lengths), _i(offsets), _f(d_out.contiguous())]
-        _over_rays(_distortion_backward, inputs, [_f(d_weights), _f(d_mids), _f(d_lengths)], offsets)
+        _over_rays(_distortion_backward, inputs, [_f(d_weights), _f(d_mids), _f(d_lengths)], offsets, len(weights))
         return d_weights, *((d_mids, d_lengths) if size else (None, None)), None

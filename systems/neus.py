@@ -1,5 +1,7 @@
 """The NeuS system: what a training step computes, what is validated, what a mesh is taken from."""
 
+import logging
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,9 +9,11 @@ from torch.nn import functional as F
 from confs.schema import Config
 from models.neus import NeuS, Traced
 from systems import losses
+from utils.errors import UserError
 from utils.rays import RayBatch, Rays, Render
 from utils.schedule import ramp
 
+log = logging.getLogger("neus")
 COLOURS = {"black": 0.0, "white": 1.0}
 
 
@@ -30,7 +34,7 @@ class NeuSSystem:
         o, m = self.cfg.optim, self.model
         networks = [p for n, p in m.named_parameters() if not n.startswith(("sdf.grid", "variance"))]
         return [
-            {"name": "grid", "params": list(m.sdf.grid.parameters()), "lr": o.lr_grid, "weight_decay": 0.0},
+            {"name": "grid", "params": list(m.sdf.grid.parameters()), "lr": o.lr_grid, "weight_decay": 0.0, "lazy": True},
             {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay},
             {"name": "variance", "params": list(m.variance.parameters()), "lr": o.lr_variance, "weight_decay": 0.0},
         ]
@@ -89,7 +93,7 @@ class NeuSSystem:
         n = traced.samples.n_rays
         self.stats = {
             "psnr": float(-10 * torch.log10(((traced.render.rgb - truth) ** 2).mean().clamp(min=1e-10))),
-            "inv_s": float(self.model.variance()),
+            "inv_s": float(self.model.variance().detach()),
             "rays": n,
             "samples": len(traced.samples),
             "samples_per_ray": len(traced.samples) / max(n, 1),
@@ -103,10 +107,17 @@ class NeuSSystem:
     @torch.no_grad()
     def render_view(self, rays: Rays, background: Tensor, progress: float = 1.0, chunk: int = 4096) -> Render:
         """All rays of a view [R] over a background colour [3], `chunk` at a time; no jitter, no random numbers."""
-        parts = []
-        for start in range(0, len(rays), chunk):
-            part = rays[slice(start, start + chunk)]
-            parts.append(self.model.render(part, progress, background).render)
+        parts, start = [], 0
+        while start < len(rays):
+            try:
+                parts.append(self.model.render(rays[slice(start, start + chunk)], progress, background).render)
+                start += chunk
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if chunk <= 64:
+                    raise UserError("CUDA is out of memory rendering 64 rays; lower model.grid.log2_size") from None
+                chunk //= 2
+                log.warning("CUDA is out of memory: rendering %d rays at once (trainer.chunk)", chunk)
         return Render(*(torch.cat([getattr(p, f) for p in parts]) for f in ("rgb", "opacity", "depth", "normal")))
 
     def surface(self, progress: float = 1.0):
@@ -121,4 +132,4 @@ class NeuSSystem:
 
     def diagnosis(self) -> str:
         """One clause on the state of the geometry, for errors."""
-        return f"inv_s {float(self.model.variance()):.0f}, occupied {self.model.occupancy.share:.2%}"
+        return f"inv_s {float(self.model.variance().detach()):.0f}, occupied {self.model.occupancy.share:.2%}"

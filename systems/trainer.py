@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from confs.schema import Config
 from process_data.rays import ray_loader
-from systems.optim import Scheduler
+from systems.optim import Scheduler, make_optimizer
 from systems.validate import Validator
 from utils import checkpoint
 from utils.config import to_yaml
+from utils.device import choose
 from utils.errors import UserError
 from utils.log import RunFolder, commit
 from utils.rays import RayBatch, Scene
@@ -42,8 +43,7 @@ class Trainer:
 
     def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
-        fused = {"fused": True} if device.type == "cuda" else {}
-        self.optimizer = torch.optim.AdamW(system.param_groups(), betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, **fused)
+        self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and cfg.trainer.amp)
         self.validator = Validator(system, scene, cfg, run, device)

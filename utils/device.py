@@ -17,6 +17,7 @@ BACKENDS = {
     "hashgrid": ("warp", "torch"),
     "march": ("warp", "torch"),
     "composite": ("warp", "torch"),
+    "optimizer": ("warp", "torch"),
 }
 
 

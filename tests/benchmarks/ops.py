@@ -1,6 +1,6 @@
 """How long each operation takes, torch twin and Warp kernel side by side, and on CUDA nerfacc and tiny-cuda-nn where they import.
 
-    python -m tests.benchmarks.ops [--device cpu|cuda] [--quick] [--repeat N] [--only march ...]
+    python -m tests.benchmarks.ops [--device cpu|cuda] [--quick] [--repeat N] [--threads N] [--only march ...]
 
 Medians of interleaved runs in one process, first runs not counted.
 """
@@ -45,7 +45,14 @@ def hash_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
     tcnn = optional("tinycudann", device)
     if tcnn is not None:
         growth = (spec.top / spec.base) ** (1 / (spec.n_levels - 1))
-        options = {"otype": "HashGrid", "n_levels": 16, "n_features_per_level": 2, "log2_hashmap_size": 19, "base_resolution": 16, "per_level_scale": growth}
+        options = {
+            "otype": "HashGrid",
+            "n_levels": 16,
+            "n_features_per_level": 2,
+            "log2_hashmap_size": 19,
+            "base_resolution": 16,
+            "per_level_scale": growth,
+        }
         grids["tiny-cuda-nn"] = tcnn.Encoding(3, options, dtype=torch.float32).to(device)
 
     def once(grid: torch.nn.Module) -> object:
@@ -128,8 +135,15 @@ def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
 
     ours = ("torch", "warp")
     every = (*ours, "nerfacc") if nerfacc is not None else ours
-    named = {"weights": (weigh, every), "accumulate": (add, every), "compositing (weights, colour)": (composite, every), "distortion": (distort, ours)}
-    return {f"{name}, {n} rays, {size} samples: forward + backward": {b: lambda f=f, b=b: f(b) for b in who} for name, (f, who) in named.items()}
+    named = {
+        "weights": (weigh, every),
+        "accumulate": (add, every),
+        "compositing (weights, colour)": (composite, every),
+        "distortion": (distort, ours),
+    }
+    return {
+        f"{name}, {n} rays, {size} samples: forward + backward": {b: lambda f=f, b=b: f(b) for b in who} for name, (f, who) in named.items()
+    }
 
 
 def measure(runs: Runs, repeat: int, device: torch.device) -> dict[str, float]:
@@ -152,7 +166,9 @@ def measure(runs: Runs, repeat: int, device: torch.device) -> dict[str, float]:
 def machine(device: torch.device) -> str:
     """What it ran on, in a line."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    )
     gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     return f"{gpu}{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
@@ -172,9 +188,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="an eighth of the size")
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores; on a shared machine compare with 1")
     parser.add_argument("--only", nargs="*", choices=["hash", "march", "composite"], default=["hash", "march", "composite"])
     args = parser.parse_args()
-    setup_threads()
+    setup_threads(args.threads)
     torch.manual_seed(0)
     device, groups = torch.device(args.device), {"hash": hash_ops, "march": march_ops, "composite": composite_ops}
     rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in groups[group](device, args.quick).items()}

@@ -31,7 +31,9 @@ def make_grid(levels: int, res: int, share: float, seed: int = 0) -> torch.Tenso
     return smooth > smooth.flatten().sort().values[int((1 - share) * (smooth.numel() - 1))]
 
 
-def slow_march(rays: Rays, binaries: torch.Tensor, radius: float, step: float, jitter: torch.Tensor | None, cone: float) -> list[tuple[int, float, float]]:
+def slow_march(
+    rays: Rays, binaries: torch.Tensor, radius: float, step: float, jitter: torch.Tensor | None, cone: float
+) -> list[tuple[int, float, float]]:
     """One ray, one step, one level at a time."""
     found, (levels, res) = [], binaries.shape[:2]
     for r in range(len(rays)):
@@ -77,7 +79,9 @@ def test_twin_is_the_slow_loop(levels, res, cone, jittered):
     want = slow_march(rays, grid, RADIUS, 0.03, jitter, cone)
     assert len(want) > 20
     assert got.ray_indices.tolist() == [w[0] for w in want]
-    torch.testing.assert_close(torch.stack([got.t_starts, got.t_ends], -1), torch.tensor([w[1:] for w in want], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        torch.stack([got.t_starts, got.t_ends], -1), torch.tensor([w[1:] for w in want], dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 @pytest.mark.parametrize("levels, res", [(1, 64), (1, 20), (1, 15), (2, 32), (3, 10), (3, 12), (2, 9)])
@@ -95,7 +99,9 @@ def test_warp_on_cell_faces():
     """Rays that run along faces and edges of cells, through the corners, with zeros of both signs as directions."""
     axis = torch.cat([torch.eye(3), -torch.eye(3)])
     starts = torch.cartesian_prod(*[torch.tensor([-1.0, -0.75, 0.0, 0.125, 1.0])] * 3)
-    dirs = torch.cat([axis, torch.tensor([[1.0, 1, 0], [1, -1, 0], [1, 1, 1], [-1, -1, -1], [1, 1e-7, 0], [1, 1e-20, -1e-7], [0.6, -0.0, 0.8]])])
+    dirs = torch.cat(
+        [axis, torch.tensor([[1.0, 1, 0], [1, -1, 0], [1, 1, 1], [-1, -1, -1], [1, 1e-7, 0], [1, 1e-20, -1e-7], [0.6, -0.0, 0.8]])]
+    )
     pairs = [(s - 2 * d / d.norm(), d / d.norm()) for s in starts for d in dirs]
     origins, dirs = (torch.stack(p) for p in zip(*pairs))
     rays = Rays(origins, dirs, torch.zeros(len(dirs)), torch.full((len(dirs),), 6.0))
@@ -126,7 +132,10 @@ def test_finest_level_decides():
 
 def test_lattice_does_not_depend_on_what_is_skipped():
     rays, jitter = make_rays(300), torch.rand(300, generator=torch.Generator().manual_seed(3))
-    some, full = both(rays, make_grid(1, 32, 0.05), RADIUS, 0.02, jitter), both(rays, torch.ones(1, 32, 32, 32, dtype=torch.bool), RADIUS, 0.02, jitter)
+    some, full = (
+        both(rays, make_grid(1, 32, 0.05), RADIUS, 0.02, jitter),
+        both(rays, torch.ones(1, 32, 32, 32, dtype=torch.bool), RADIUS, 0.02, jitter),
+    )
     everything = set(zip(full.ray_indices.tolist(), full.t_starts.tolist(), full.t_ends.tolist()))
     assert 0 < len(some) < len(full) and set(zip(some.ray_indices.tolist(), some.t_starts.tolist(), some.t_ends.tolist())) <= everything
     k = (some.t_starts.double() - (rays.near.double() + jitter.double() * 0.02)[some.ray_indices]) / 0.02
@@ -185,7 +194,9 @@ def test_gpu_is_the_twin_and_nerfacc(levels, res):
     estimator = nerfacc.OccGridEstimator([-RADIUS] * 3 + [RADIUS] * 3, resolution=res, levels=levels).cuda()
     estimator.binaries = grid.cuda()
     near = rays.near + jitter * 0.01
-    index, t_starts, t_ends = estimator.sampling(rays.origins.cuda(), rays.dirs.cuda(), t_min=near.cuda(), t_max=rays.far.cuda(), render_step_size=0.01)
+    index, t_starts, t_ends = estimator.sampling(
+        rays.origins.cuda(), rays.dirs.cuda(), t_min=near.cuda(), t_max=rays.far.cuda(), render_step_size=0.01
+    )
     theirs = torch.bincount(index, minlength=2000).cpu()
     same = theirs == want.offsets.diff()
     assert abs(len(index) - len(want)) <= 5e-3 * len(want) and same.float().mean() > 0.9

@@ -1,0 +1,42 @@
+"""The lazy Adam step as a Warp kernel; `systems/optim.py: lazy_adam_torch` is its specification."""
+
+import functools
+import math
+
+from torch import Tensor
+
+import warp as wp
+from utils import warp_launch
+
+
+@wp.kernel(module="unique", enable_backward=False)
+def _adam(
+    p: wp.array(dtype=float), g: wp.array(dtype=float), m: wp.array(dtype=float), v: wp.array(dtype=float), width: int, begin: int, stop: int, run: int,
+    b1: float, b2: float, rate: float, root: float, eps: float,
+):  # fmt: skip
+    first = begin + wp.tid() * run
+    for row in range(first, wp.min(first + run, stop)):
+        touched = int(0)
+        for k in range(row * width, row * width + width):
+            if g[k] != 0.0:
+                touched = int(1)
+        if touched == 1:
+            for k in range(row * width, row * width + width):
+                s = g[k]
+                a = b1 * m[k] + (1.0 - b1) * s
+                b = b2 * v[k] + (1.0 - b2) * s * s
+                m[k] = a
+                v[k] = b
+                p[k] = p[k] - rate * a / (wp.sqrt(b) * root + eps)
+
+
+def lazy_adam_warp(p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: float, b2: float, eps: float, step: int) -> None:
+    """`lazy_adam_torch` on CPU threads or CUDA; p, g, m, v [N, F] float32."""
+    arrays = [warp_launch.array(t.view(-1), wp.float32) for t in (p.detach(), g, m, v)]
+    numbers = [b1, b2, lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), eps]
+
+    def part(begin: int, stop: int) -> None:
+        run = 1 if p.device.type == "cuda" else stop - begin
+        warp_launch.launch(_adam, -(-(stop - begin) // run), [*arrays, p.shape[1], begin, stop, run, *numbers], p.device)
+
+    warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(len(p), p.device)])

@@ -1,0 +1,56 @@
+"""The optimiser: torch's AdamW for networks, a lazy Adam for tables (kernel against twin), rates over the run."""
+
+import pytest
+import torch
+
+from confs.schema import OptimConfig
+from systems.optim import AdamW, lazy_adam_torch, rate
+from tests.conftest import needs_warp
+
+
+def test_dense_groups_are_torchs_adamw():
+    a, b = (torch.nn.Parameter(torch.linspace(-1, 1, 12).view(4, 3)) for _ in range(2))
+    ours = AdamW([{"params": [a], "lr": 0.1, "weight_decay": 0.1}], (0.9, 0.99), 1e-8)
+    theirs = torch.optim.AdamW([b], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    for i in range(5):
+        a.grad, b.grad = (torch.sin(p.detach() * i) for p in (a, b))
+        ours.step()
+        theirs.step()
+    assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_lazy_is_adam_on_touched_rows_and_leaves_the_others():
+    p = torch.nn.Parameter(torch.randn(6, 2))
+    q = torch.nn.Parameter(p.detach().clone())
+    lazy, dense = AdamW([{"params": [p], "lr": 0.1, "lazy": True}], (0.9, 0.99), 1e-12), torch.optim.Adam([q], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    before = p.detach().clone()
+    for _ in range(3):
+        g = torch.randn(6, 2)
+        g[1::2] = 0
+        p.grad, q.grad = g, g.clone()
+        lazy.step()
+        dense.step()
+    assert torch.equal(p[1::2], before[1::2]) and torch.allclose(p[::2], q[::2], atol=1e-6)
+
+
+@needs_warp
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_kernel_against_twin(width):
+    from systems.optim_warp import lazy_adam_warp
+
+    states = []
+    for update in (lazy_adam_torch, lazy_adam_warp):
+        torch.manual_seed(1)
+        p, m, v = torch.randn(5000, width), torch.zeros(5000, width), torch.zeros(5000, width)
+        for step in range(1, 4):
+            g = torch.randn(5000, width) * (torch.rand(5000, 1) < 0.2)
+            update(p, g, m, v, 0.01, 0.9, 0.99, 1e-15, step)
+        states.append((p, m, v))
+    for a, b in zip(*states):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_rate_rises_holds_and_falls():
+    cfg = OptimConfig(warmup=0.1, decay=0.01, decay_begin=0.5)
+    assert rate(cfg, 0) == pytest.approx(0.1) and rate(cfg, 0.1) == rate(cfg, 0.5) == 1
+    assert rate(cfg, 0.75) == pytest.approx(0.1) and rate(cfg, 1) == pytest.approx(0.01)
