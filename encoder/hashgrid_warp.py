@@ -1,8 +1,9 @@
 """The hash grid as NVIDIA Warp kernels: one source for CPU threads and CUDA, nothing to compile beforehand.
 
-Two passes over the table serve a training step: `_forward` (values and, if asked, their derivative by position) and
-`_scatter` (gradients of both to the table in one go). Kernels are made once per number of features; a kernel instance
-walks a run of points of one level, so that on the CPU a thread keeps a level's rows in cache.
+Two passes over the table serve a training step: `forward` (values and, if asked, their derivative by position) and
+`scatter` (gradients of both to the table in one go). Encodings are stored feature-major, [L * F, N]: a kernel instance
+walks a run of points of one level, so that on the CPU a thread keeps a level's rows in cache and writes in sequence, and
+on CUDA neighbouring threads touch neighbouring words.
 """
 
 import functools
@@ -17,45 +18,51 @@ from utils import warp_launch
 wp.set_module_options({"enable_backward": False})
 
 
-@wp.struct
-class Level:
-    """A point's place in a level: corner rows come from cell and `rows`, weights from `w`."""
-
-    x: wp.int32
-    y: wp.int32
-    z: wp.int32
-    w: wp.vec3
-    dw: wp.vec3
+P1 = wp.constant(wp.uint32(2654435761))
+P2 = wp.constant(wp.uint32(805459861))
+Rows = wp.types.vector(length=8, dtype=wp.int32)
 
 
 @wp.func
-def place(p: wp.vec3, scale: float, smooth: int) -> Level:
-    out = Level()
-    q = wp.vec3(
-        wp.clamp(p[0], 0.0, 1.0) * scale + 0.5, wp.clamp(p[1], 0.0, 1.0) * scale + 0.5, wp.clamp(p[2], 0.0, 1.0) * scale + 0.5
-    )
-    out.x = int(q[0])
-    out.y = int(q[1])
-    out.z = int(q[2])
-    f = wp.vec3(q[0] - float(out.x), q[1] - float(out.y), q[2] - float(out.z))
-    if smooth == 1:
-        out.w = wp.vec3(f[0] * f[0] * (3.0 - 2.0 * f[0]), f[1] * f[1] * (3.0 - 2.0 * f[1]), f[2] * f[2] * (3.0 - 2.0 * f[2]))
-        out.dw = wp.vec3(6.0 * f[0] * (1.0 - f[0]), 6.0 * f[1] * (1.0 - f[1]), 6.0 * f[2] * (1.0 - f[2])) * scale
+def in_lattice(p: float, scale: float) -> float:
+    return wp.min(wp.max(p, 0.0), 1.0) * scale + 0.5
+
+
+@wp.func
+def corner_rows(x: int, y: int, z: int, res: int, rows: int, offset: int, dense: int) -> Rows:
+    """Table rows of the 8 corners of a cell; bit 0 of a corner is x, bit 1 y, bit 2 z."""
+    out = Rows()
+    if dense == 1:
+        r = x + y * res + z * res * res
+        out = Rows(r, r + 1, r + res, r + res + 1, r + res * res, r + res * res + 1, r + res * res + res, r + res * res + res + 1)
+        if out[7] >= rows:  # the last lattice plane wraps around
+            for k in range(8):
+                if out[k] >= rows:
+                    out[k] = out[k] - rows
     else:
-        out.w = f
-        out.dw = wp.vec3(scale, scale, scale)
+        mask = wp.uint32(rows - 1)
+        x0 = wp.uint32(x)
+        y0 = wp.uint32(y) * P1
+        z0 = wp.uint32(z) * P2
+        x1 = x0 + wp.uint32(1)
+        y1 = y0 + P1
+        z1 = z0 + P2
+        a, b, c, d = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+        out = Rows(
+            int((x0 ^ a) & mask), int((x1 ^ a) & mask), int((x0 ^ b) & mask), int((x1 ^ b) & mask),
+            int((x0 ^ c) & mask), int((x1 ^ c) & mask), int((x0 ^ d) & mask), int((x1 ^ d) & mask),
+        )  # fmt: skip
     return out
 
 
 @wp.func
-def row_of(x: int, y: int, z: int, res: int, rows: int, dense: int) -> int:
-    if dense == 1:
-        row = x + y * res + z * res * res
-        if row >= rows:
-            row -= rows
-        return row
-    h = wp.uint32(x) ^ (wp.uint32(y) * wp.uint32(2654435761)) ^ (wp.uint32(z) * wp.uint32(805459861))
-    return int(h & wp.uint32(rows - 1))
+def fade(f: float, smooth: int) -> float:
+    return wp.where(smooth == 1, f * f * (3.0 - 2.0 * f), f)
+
+
+@wp.func
+def fade_slope(f: float, smooth: int) -> float:
+    return wp.where(smooth == 1, 6.0 * f * (1.0 - f), 1.0)
 
 
 @functools.cache
@@ -72,45 +79,46 @@ def kernels(n_features: int, half: bool = False) -> tuple:
     @wp.kernel(module="unique", enable_backward=False)
     def forward(
         x: wp.array(dtype=wp.vec3), table: wp.array(dtype=store), scales: wp.array(dtype=float), shape: wp.array2d(dtype=int),
-        smooth: int, start: int, stop: int, run: int, first: int, y: wp.array2d(dtype=vec), want_jac: int, jac: wp.array4d(dtype=float),
+        smooth: int, start: int, stop: int, run: int, first: int, y: wp.array2d(dtype=float), want_jac: int, jac: wp.array3d(dtype=float),
     ):  # fmt: skip
         slot, block = wp.tid()
         level = slot + first
         scale, res, rows, offset, dense = scales[level], shape[level, 0], shape[level, 1], shape[level, 2], shape[level, 3]
         begin = start + block * run
         for i in range(begin, wp.min(begin + run, stop)):
-            g = place(x[i], scale, smooth)
-            c000 = load(table, offset + row_of(g.x, g.y, g.z, res, rows, dense))
-            c100 = load(table, offset + row_of(g.x + 1, g.y, g.z, res, rows, dense))
-            c010 = load(table, offset + row_of(g.x, g.y + 1, g.z, res, rows, dense))
-            c110 = load(table, offset + row_of(g.x + 1, g.y + 1, g.z, res, rows, dense))
-            c001 = load(table, offset + row_of(g.x, g.y, g.z + 1, res, rows, dense))
-            c101 = load(table, offset + row_of(g.x + 1, g.y, g.z + 1, res, rows, dense))
-            c011 = load(table, offset + row_of(g.x, g.y + 1, g.z + 1, res, rows, dense))
-            c111 = load(table, offset + row_of(g.x + 1, g.y + 1, g.z + 1, res, rows, dense))
+            p = x[i]
+            qx, qy, qz = in_lattice(p[0], scale), in_lattice(p[1], scale), in_lattice(p[2], scale)
+            cx, cy, cz = int(qx), int(qy), int(qz)
+            fx, fy, fz = qx - float(cx), qy - float(cy), qz - float(cz)
+            wx, wy, wz = fade(fx, smooth), fade(fy, smooth), fade(fz, smooth)
+            r = corner_rows(cx, cy, cz, res, rows, offset, dense)
+            c000, c100, c010, c110 = load(table, offset + r[0]), load(table, offset + r[1]), load(table, offset + r[2]), load(table, offset + r[3])
+            c001, c101, c011, c111 = load(table, offset + r[4]), load(table, offset + r[5]), load(table, offset + r[6]), load(table, offset + r[7])
             x00 = c100 - c000
             x10 = c110 - c010
             x01 = c101 - c001
             x11 = c111 - c011
-            a0 = c000 + x00 * g.w[0]
-            a1 = c010 + x10 * g.w[0]
-            b0 = c001 + x01 * g.w[0]
-            b1 = c011 + x11 * g.w[0]
+            a0 = c000 + x00 * wx
+            a1 = c010 + x10 * wx
+            b0 = c001 + x01 * wx
+            b1 = c011 + x11 * wx
             y0 = a1 - a0
             y1 = b1 - b0
-            a = a0 + y0 * g.w[1]
-            b = b0 + y1 * g.w[1]
-            y[i, level] = a + (b - a) * g.w[2]
+            a = a0 + y0 * wy
+            b = b0 + y1 * wy
+            value = a + (b - a) * wz
+            for f in range(wp.static(n_features)):
+                y[level * wp.static(n_features) + f, i] = value[f]
             if want_jac == 1:
-                u = x00 + (x10 - x00) * g.w[1]
-                v = x01 + (x11 - x01) * g.w[1]
-                dx = (u + (v - u) * g.w[2]) * g.dw[0]
-                dy = (y0 + (y1 - y0) * g.w[2]) * g.dw[1]
-                dz = (b - a) * g.dw[2]
+                u = x00 + (x10 - x00) * wy
+                v = x01 + (x11 - x01) * wy
+                dx = (u + (v - u) * wz) * (scale * fade_slope(fx, smooth))
+                dy = (y0 + (y1 - y0) * wz) * (scale * fade_slope(fy, smooth))
+                dz = (b - a) * (scale * fade_slope(fz, smooth))
                 for f in range(wp.static(n_features)):
-                    jac[i, level, f, 0] = dx[f]
-                    jac[i, level, f, 1] = dy[f]
-                    jac[i, level, f, 2] = dz[f]
+                    jac[level * wp.static(n_features) + f, 0, i] = dx[f]
+                    jac[level * wp.static(n_features) + f, 1, i] = dy[f]
+                    jac[level * wp.static(n_features) + f, 2, i] = dz[f]
 
     @wp.func
     def add(out: wp.array(dtype=vec), i: int, v: vec):
@@ -119,52 +127,53 @@ def kernels(n_features: int, half: bool = False) -> tuple:
     @wp.kernel(module="unique", enable_backward=False)
     def scatter(
         x: wp.array(dtype=wp.vec3), scales: wp.array(dtype=float), shape: wp.array2d(dtype=int), smooth: int, n: int, run: int,
-        first: int, stride: int, use_value: int, d_y: wp.array2d(dtype=vec), use_slope: int, d_x: wp.array(dtype=wp.vec3),
-        g_y: wp.array2d(dtype=vec), out: wp.array(dtype=vec),
+        first: int, stride: int, use_value: int, d_y: wp.array2d(dtype=float), use_slope: int, d_x: wp.array(dtype=wp.vec3),
+        g_y: wp.array2d(dtype=float), out: wp.array(dtype=vec),
     ):  # fmt: skip
         slot, block = wp.tid()
         level = slot * stride + first
         scale, res, rows, offset, dense = scales[level], shape[level, 0], shape[level, 1], shape[level, 2], shape[level, 3]
         begin = block * run
         for i in range(begin, wp.min(begin + run, n)):
-            g = place(x[i], scale, smooth)
-            wx, wy, wz = g.w[0], g.w[1], g.w[2]
+            p = x[i]
+            qx, qy, qz = in_lattice(p[0], scale), in_lattice(p[1], scale), in_lattice(p[2], scale)
+            cx, cy, cz = int(qx), int(qy), int(qz)
+            fx, fy, fz = qx - float(cx), qy - float(cy), qz - float(cz)
+            wx, wy, wz = fade(fx, smooth), fade(fy, smooth), fade(fz, smooth)
+            r = corner_rows(cx, cy, cz, res, rows, offset, dense)
             vx, vy, vz = 1.0 - wx, 1.0 - wy, 1.0 - wz
             p00, p10, p01, p11 = vy * vz, wy * vz, vy * wz, wy * wz
             value = vec()
             if use_value == 1:
-                value = d_y[i, level]
-            r000 = offset + row_of(g.x, g.y, g.z, res, rows, dense)
-            r100 = offset + row_of(g.x + 1, g.y, g.z, res, rows, dense)
-            r010 = offset + row_of(g.x, g.y + 1, g.z, res, rows, dense)
-            r110 = offset + row_of(g.x + 1, g.y + 1, g.z, res, rows, dense)
-            r001 = offset + row_of(g.x, g.y, g.z + 1, res, rows, dense)
-            r101 = offset + row_of(g.x + 1, g.y, g.z + 1, res, rows, dense)
-            r011 = offset + row_of(g.x, g.y + 1, g.z + 1, res, rows, dense)
-            r111 = offset + row_of(g.x + 1, g.y + 1, g.z + 1, res, rows, dense)
+                for f in range(wp.static(n_features)):
+                    value[f] = d_y[level * wp.static(n_features) + f, i]
             if use_slope == 1:
-                h = wp.cw_mul(d_x[i], g.dw)
-                slope = g_y[i, level]
-                sx, sy, sz = h[0], h[1], h[2]
+                h = d_x[i]
+                slope = vec()
+                for f in range(wp.static(n_features)):
+                    slope[f] = g_y[level * wp.static(n_features) + f, i]
+                sx = h[0] * scale * fade_slope(fx, smooth)
+                sy = h[1] * scale * fade_slope(fy, smooth)
+                sz = h[2] * scale * fade_slope(fz, smooth)
                 q00, q10 = -sy * vz - vy * sz, sy * vz - wy * sz
                 q01, q11 = -sy * wz + vy * sz, sy * wz + wy * sz
-                add(out, r000, value * (vx * p00) + slope * (vx * q00 - sx * p00))
-                add(out, r100, value * (wx * p00) + slope * (wx * q00 + sx * p00))
-                add(out, r010, value * (vx * p10) + slope * (vx * q10 - sx * p10))
-                add(out, r110, value * (wx * p10) + slope * (wx * q10 + sx * p10))
-                add(out, r001, value * (vx * p01) + slope * (vx * q01 - sx * p01))
-                add(out, r101, value * (wx * p01) + slope * (wx * q01 + sx * p01))
-                add(out, r011, value * (vx * p11) + slope * (vx * q11 - sx * p11))
-                add(out, r111, value * (wx * p11) + slope * (wx * q11 + sx * p11))
+                add(out, offset + r[0], value * (vx * p00) + slope * (vx * q00 - sx * p00))
+                add(out, offset + r[1], value * (wx * p00) + slope * (wx * q00 + sx * p00))
+                add(out, offset + r[2], value * (vx * p10) + slope * (vx * q10 - sx * p10))
+                add(out, offset + r[3], value * (wx * p10) + slope * (wx * q10 + sx * p10))
+                add(out, offset + r[4], value * (vx * p01) + slope * (vx * q01 - sx * p01))
+                add(out, offset + r[5], value * (wx * p01) + slope * (wx * q01 + sx * p01))
+                add(out, offset + r[6], value * (vx * p11) + slope * (vx * q11 - sx * p11))
+                add(out, offset + r[7], value * (wx * p11) + slope * (wx * q11 + sx * p11))
             else:
-                add(out, r000, value * (vx * p00))
-                add(out, r100, value * (wx * p00))
-                add(out, r010, value * (vx * p10))
-                add(out, r110, value * (wx * p10))
-                add(out, r001, value * (vx * p01))
-                add(out, r101, value * (wx * p01))
-                add(out, r011, value * (vx * p11))
-                add(out, r111, value * (wx * p11))
+                add(out, offset + r[0], value * (vx * p00))
+                add(out, offset + r[1], value * (wx * p00))
+                add(out, offset + r[2], value * (vx * p10))
+                add(out, offset + r[3], value * (wx * p10))
+                add(out, offset + r[4], value * (vx * p01))
+                add(out, offset + r[5], value * (wx * p01))
+                add(out, offset + r[6], value * (vx * p11))
+                add(out, offset + r[7], value * (wx * p11))
 
     return forward, scatter
 
@@ -172,25 +181,23 @@ def kernels(n_features: int, half: bool = False) -> tuple:
 @wp.kernel(module="unique", enable_backward=False)
 def _jac_left(jac: wp.array3d(dtype=float), g: wp.array2d(dtype=float), begin: int, stop: int, run: int, out: wp.array(dtype=wp.vec3)):
     first = begin + wp.tid() * run
-    for i in range(first, wp.min(first + run, stop)):
-        a = float(0.0)
-        b = float(0.0)
-        c = float(0.0)
-        for k in range(jac.shape[1]):
-            s = g[i, k]
-            a += s * jac[i, k, 0]
-            b += s * jac[i, k, 1]
-            c += s * jac[i, k, 2]
-        out[i] = wp.vec3(a, b, c)
+    last = wp.min(first + run, stop)
+    for i in range(first, last):
+        out[i] = wp.vec3(0.0, 0.0, 0.0)
+    for k in range(jac.shape[0]):
+        for i in range(first, last):
+            s = g[k, i]
+            out[i] = out[i] + wp.vec3(s * jac[k, 0, i], s * jac[k, 1, i], s * jac[k, 2, i])
 
 
 @wp.kernel(module="unique", enable_backward=False)
 def _jac_right(jac: wp.array3d(dtype=float), h: wp.array(dtype=wp.vec3), begin: int, stop: int, run: int, out: wp.array2d(dtype=float)):
     first = begin + wp.tid() * run
-    for i in range(first, wp.min(first + run, stop)):
-        v = h[i]
-        for k in range(jac.shape[1]):
-            out[i, k] = jac[i, k, 0] * v[0] + jac[i, k, 1] * v[1] + jac[i, k, 2] * v[2]
+    last = wp.min(first + run, stop)
+    for k in range(jac.shape[0]):
+        for i in range(first, last):
+            v = h[i]
+            out[k, i] = jac[k, 0, i] * v[0] + jac[k, 1, i] * v[1] + jac[k, 2, i] * v[2]
 
 
 @functools.cache
@@ -205,19 +212,18 @@ def _blocks(count: int, device: torch.device) -> tuple[int, int]:
 
 
 def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
-    """Values [N, L * F] and, if asked, jacobian [N, L * F, 3] of points x [N, 3]; levels from n_levels on are 0. No graph."""
-    n, full = len(x), n_levels == spec.n_levels
-    make = torch.empty if full else torch.zeros
-    y = make(n, spec.width, device=x.device)
-    jac = make(n, spec.width, 3, device=x.device) if with_jacobian else None
+    """Values [L * F, N] and, if asked, Jacobian [L * F, 3, N] of points x [N, 3]; levels from n_levels on are 0. No graph."""
+    n, half = len(x), table.dtype == torch.float16
+    make = torch.empty if n_levels == spec.n_levels else torch.zeros
+    y = make(spec.width, n, device=x.device)
+    jac = make(spec.width, 3, n, device=x.device) if with_jacobian else None
     if n and n_levels:
-        kernel, _ = kernels(spec.n_features, table.dtype == torch.float16)
-        vec = wp.types.vector(length=spec.n_features, dtype=wp.float32)
-        store = wp.types.vector(length=spec.n_features, dtype=wp.float16) if table.dtype == torch.float16 else vec
+        kernel, _ = kernels(spec.n_features, half)
+        store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if half else wp.float32)
         scales, shape = _shape(spec, x.device)
-        jac4 = jac.view(n, spec.n_levels, spec.n_features, 3) if with_jacobian else torch.empty(0, 0, 0, 0, device=x.device)
         fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(table, store), warp_launch.array(scales, wp.float32), warp_launch.array(shape, wp.int32)]
-        outs = [warp_launch.array(y.view(n, spec.n_levels, spec.n_features), vec), int(with_jacobian), warp_launch.array(jac4, wp.float32)]
+        target = torch.empty(0, 0, 0, device=x.device) if jac is None else jac
+        outs = [warp_launch.array(y, wp.float32), int(with_jacobian), warp_launch.array(target, wp.float32)]
 
         def part(start: int, stop: int) -> None:
             blocks, run = _blocks(stop - start, x.device)
@@ -228,19 +234,20 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
 
 
 def scatter(x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_x: Tensor | None, g_y: Tensor | None, out: Tensor) -> Tensor:
-    """Add to out [rows, F] the table gradient of <d_y, y> + <d_x, jac^T g_y>; a missing pair adds nothing.
+    """Add to out [rows, F] the table gradient of <d_y, y> + <d_x, J^T g_y>; a missing pair adds nothing.
 
-    d_y, g_y [N, L * F]; d_x [N, 3]. On the CPU threads own levels, so the order of additions is fixed.
+    d_y, g_y [L * F, N]; d_x [N, 3]. On the CPU threads own levels, so the order of additions is fixed.
     """
     n = len(x)
     if n and n_levels and (d_y is not None or d_x is not None):
         _, kernel = kernels(spec.n_features)
-        vec = wp.types.vector(length=spec.n_features, dtype=wp.float32)
         scales, shape = _shape(spec, x.device)
-        levels = lambda t: warp_launch.array((torch.empty(0, 0, spec.n_features, device=x.device) if t is None else t.view(n, spec.n_levels, spec.n_features)), vec)  # noqa: E731
         fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(scales, wp.float32), warp_launch.array(shape, wp.int32), int(spec.smoothstep), n]
-        slope = torch.empty(0, 3, device=x.device) if d_x is None else d_x
-        tail = [int(d_y is not None), levels(d_y), int(d_x is not None), warp_launch.array(slope, wp.vec3), levels(g_y), warp_launch.array(out, vec)]
+        nothing = torch.empty(0, 0, device=x.device)
+        value, slope = (warp_launch.array(nothing if t is None else t, wp.float32) for t in (d_y, g_y))
+        towards = warp_launch.array(torch.empty(0, 3, device=x.device) if d_x is None else d_x, wp.vec3)
+        vec = wp.types.vector(length=spec.n_features, dtype=wp.float32)
+        tail = [int(d_y is not None), value, int(d_x is not None), towards, slope, warp_launch.array(out, vec)]
         blocks, run = _blocks(n, x.device)
         parts = min(warp_launch.threads(x.device), n_levels)
 
@@ -253,30 +260,33 @@ def scatter(x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_
 
 
 def jac_left(jac: Tensor, g: Tensor) -> Tensor:
-    """Per point g^T J: jac [N, K, 3], g [N, K] -> [N, 3]."""
-    out = torch.empty(len(jac), 3, device=jac.device)
+    """Per point J^T g: jac [K, 3, N], g [K, N] -> [N, 3]."""
+    out = torch.empty(jac.shape[2], 3, device=jac.device)
     _jac(_jac_left, jac, warp_launch.array(g, wp.float32), warp_launch.array(out, wp.vec3))
     return out
 
 
 def jac_right(jac: Tensor, h: Tensor) -> Tensor:
-    """Per point J h: jac [N, K, 3], h [N, 3] -> [N, K]."""
-    out = torch.empty(jac.shape[:2], device=jac.device)
+    """Per point J h: jac [K, 3, N], h [N, 3] -> [K, N]."""
+    out = torch.empty(jac.shape[0], jac.shape[2], device=jac.device)
     _jac(_jac_right, jac, warp_launch.array(h, wp.vec3), warp_launch.array(out, wp.float32))
     return out
 
 
 def _jac(kernel: object, jac: Tensor, other: object, out: object) -> None:
+    n = jac.shape[2]
+
     def part(start: int, stop: int) -> None:
-        blocks, run = _blocks(stop - start, jac.device)
+        run = 1 if jac.device.type == "cuda" else 1024  # what a row of points and three rows of J hold in the first cache
+        blocks = -(-(stop - start) // run)
         warp_launch.launch(kernel, blocks, [warp_launch.array(jac, wp.float32), other, start, stop, run, out], jac.device)
 
-    if len(jac):
-        warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(len(jac), jac.device)])
+    if n:
+        warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n, jac.device)])
 
 
 class _Encode(torch.autograd.Function):
-    """y(x, table), once and twice differentiable as analytic normals need (the second derivative by x itself is not)."""
+    """y(x, table) as [L * F, N], once and twice differentiable as analytic normals need (not twice by x)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int) -> Tensor:
@@ -315,4 +325,4 @@ class _EncodeBackward(torch.autograd.Function):
 
 def encode_warp(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | None = None) -> Tensor:
     """`encode_torch` by Warp kernels (float32). Second derivatives: table and incoming gradient, not the position."""
-    return _Encode.apply(x.contiguous(), table, spec, spec.n_levels if n_levels is None else n_levels)
+    return _Encode.apply(x.contiguous(), table, spec, spec.n_levels if n_levels is None else n_levels).T

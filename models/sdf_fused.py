@@ -24,7 +24,7 @@ class FusedSDF(torch.autograd.Function):
         y, jac = hashgrid_warp.forward(unit, table, spec, n_levels, True)
         (w0, b0), *inner = [(weights[i], weights[i + 1]) for i in range(0, len(weights) - 2, 2)]
         w_out, b_out = weights[-2:]
-        h = torch.addmm(b0, x, w0[:, :3].T).addmm_(y, w0[:, 3:].T)
+        h = torch.addmm(b0, x, w0[:, :3].T).addmm_(y.T, w0[:, 3:].T)
         values, slopes = [], []
         for w, b in [*inner, (w_out, b_out)]:
             a, s = activate(h)
@@ -37,7 +37,7 @@ class FusedSDF(torch.autograd.Function):
             passed.append((v, p))
             v = p @ inner[k - 1][0] if k else v
         p0 = passed[-1][1]
-        g_y = p0 @ w0[:, 3:]
+        g_y = w0[:, 3:].T @ p0.T  # [L * F, S]
         grad = hashgrid_warp.jac_left(jac, g_y).mul_(1 / (2 * radius)).addmm_(p0, w0[:, :3])
         ctx.save_for_backward(x, unit, y, jac, g_y, table, *values, *slopes, *[t for pair in reversed(passed) for t in pair], *weights)
         ctx.depth, ctx.spec, ctx.n_levels, ctx.radius, ctx.activation = len(slopes), spec, n_levels, radius, activation
@@ -59,8 +59,8 @@ class FusedSDF(torch.autograd.Function):
         h = d_grad / (2 * ctx.radius)
         q_y = hashgrid_warp.jac_right(jac, h)
         d_w[0][:, :3] = p[0].T @ d_grad
-        d_w[0][:, 3:] = p[0].T @ q_y
-        d_p = (q_y @ w[0][:, 3:].T).addmm_(d_grad, w[0][:, :3].T)
+        d_w[0][:, 3:] = (q_y @ p[0]).T
+        d_p = (q_y.T @ w[0][:, 3:].T).addmm_(d_grad, w[0][:, :3].T)
         bends = []  # what the slopes hand on to the pre-activations
         for k in range(n):
             bends.append(curve(slopes[k]).mul_(d_p).mul_(v[k]))
@@ -82,7 +82,7 @@ class FusedSDF(torch.autograd.Function):
                 d_w[2 * k] += d_h.T @ values[k - 1]
                 d_a = d_h @ w[k]
         d_w[0][:, :3] += d_h.T @ x
-        d_w[0][:, 3:] += d_h.T @ y
-        d_y = d_h @ w[0][:, 3:]
+        d_w[0][:, 3:] += (y @ d_h).T
+        d_y = w[0][:, 3:].T @ d_h.T
         d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
         return None, d_table, None, None, None, None, *d_w

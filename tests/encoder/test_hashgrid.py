@@ -121,7 +121,7 @@ def test_kernel_is_the_same_on_any_number_of_threads():
     from encoder.hashgrid_warp import scatter
 
     spec = HashGridSpec(**SPEC)
-    x, g, h = torch.rand(5000, 3), torch.randn(5000, spec.width), torch.randn(5000, 3)
+    x, g, h = torch.rand(5000, 3), torch.randn(spec.width, 5000), torch.randn(5000, 3)
     before = torch.get_num_threads()
     try:
         outs = []
