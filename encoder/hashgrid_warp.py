@@ -298,8 +298,17 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y: Tensor):
         x, table, jac = ctx.saved_tensors
-        d_x, d_table = _EncodeBackward.apply(d_y.contiguous(), x, table, jac, ctx.spec, ctx.n_levels, ctx.needs_input_grad[1])
+        need_table = ctx.needs_input_grad[1] and _wanted(ctx.next_functions[1][0])
+        d_x, d_table = _EncodeBackward.apply(d_y.contiguous(), x, table, jac, ctx.spec, ctx.n_levels, need_table)
         return d_x, d_table, None, None
+
+
+def _wanted(node: object) -> bool:
+    """Whether the running backward pass goes on to this node: a normal, `autograd.grad(sdf, x)`, wants no table gradient."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError, TypeError):  # not every release tells
+        return True
 
 
 class _EncodeBackward(torch.autograd.Function):
@@ -325,4 +334,5 @@ class _EncodeBackward(torch.autograd.Function):
 
 def encode_warp(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | None = None) -> Tensor:
     """`encode_torch` by Warp kernels (float32). Second derivatives: table and incoming gradient, not the position."""
-    return _Encode.apply(x.contiguous(), table, spec, spec.n_levels if n_levels is None else n_levels).T
+    # the view gives the table a node of its own that can be asked for (`_wanted`)
+    return _Encode.apply(x.contiguous(), table.view_as(table), spec, spec.n_levels if n_levels is None else n_levels).T

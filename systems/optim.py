@@ -22,41 +22,33 @@ def lazy_adam_torch(p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: f
     p[rows] -= lr / (1 - b1**step) * m[rows] / (v[rows].sqrt() / math.sqrt(1 - b2**step) + eps)
 
 
-class AdamW(Optimizer):
+class AdamW(torch.optim.AdamW):
     """torch's AdamW, and the lazy update for groups with `lazy=True` (2-D parameters, no weight decay)."""
 
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, backend: str = "torch"):
-        super().__init__(groups, dict(lr=1e-3, betas=betas, eps=eps, weight_decay=0.0, lazy=False))
+        super().__init__([{"lazy": False, **g} for g in groups], betas=betas, eps=eps, weight_decay=0.0, foreach=False)
         self.backend = backend
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            if group["lazy"]:
-                self._lazy(params, group)
-            elif params:
-                self._dense(params, group)
+        tables = [(p, group) for group in self.param_groups if group["lazy"] for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p, _ in tables]
+        for p, group in tables:
+            self._lazy(p, group)
+            p.grad = None  # torch's step passes it over
+        super().step(closure)
+        for (p, _), grad in zip(tables, grads):
+            p.grad = grad
 
-    def _lazy(self, params: list[Tensor], group: dict) -> None:
+    def _lazy(self, p: Tensor, group: dict) -> None:
         update = lazy_adam_torch
         if self.backend == "warp":
             from systems.optim_warp import lazy_adam_warp as update
-        for p in params:
-            state = self.state[p]
-            state["step"] += 1
-            update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], *group["betas"], group["eps"], int(state["step"]))
-
-    def _dense(self, params: list[Tensor], group: dict) -> None:
-        states = [self.state[p] for p in params]
-        torch.optim.adamw.adamw(
-            params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
-            foreach=False, capturable=False, differentiable=False, fused=None, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1],
-            lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
+        state = self.state[p]
+        if not state:
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        state["step"] += 1
+        update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], *group["betas"], group["eps"], int(state["step"]))
 
 
 def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> Optimizer:

@@ -71,11 +71,12 @@ def _say(operation: str, backend: str, reason: str) -> None:
     log.info("backend of %s: %s (%s)", operation, backend, reason)
 
 
-def setup_threads(threads: int = 0) -> int:
-    """Set the CPU threads of torch once (0: all cores) and keep freed memory in the process; returns the number."""
+def setup_threads(threads: int = 0, keep_heap: bool = True) -> int:
+    """Set the CPU threads of torch once (0: all cores) and keep freed memory in the process; returns the number of threads."""
     count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
     torch.set_num_threads(count)
-    _keep_heap()
+    if keep_heap:
+        _keep_heap()
     return count
 
 

@@ -2,7 +2,9 @@
 
     python -m tests.benchmarks.ops [--device cpu|cuda] [--quick] [--repeat N] [--threads N] [--only march ...]
 
-Medians of interleaved runs in one process, first runs not counted.
+Medians of interleaved runs in one process, first runs not counted. On the CPU everything is measured twice: as PyTorch
+comes (freed memory goes back to the system, and every large tensor pays for fresh pages), and with the heap kept as our
+program keeps it (`utils/device.py`), which makes twin and kernel faster, the twin more.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from encoder.hashgrid import HashGrid, HashGridSpec
 from models.march import march
+from models.sdf import SDFNetwork
 from models.volrend import accumulate, distortion, weights_from_alpha
 from process_data.rays import sphere_span
 from utils.device import setup_threads
@@ -70,6 +73,22 @@ def hash_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
 
     rows = {"forward": once, "forward + backward": back, "with second derivatives": twice}
     return {f"hash grid, {n} points: {name}": {b: lambda f=f, g=g: f(g) for b, g in grids.items()} for name, f in rows.items()}
+
+
+def field_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
+    """The SDF network with normals as a training step runs it: the fused function against autograd taken twice."""
+    n = 2**12 if quick else 2**14
+    spec = HashGridSpec(n_levels=14, n_features=2, log2_size=18, base=16, top=1024)
+    net = SDFNetwork(HashGrid(spec, "warp", init=0.1), 1.0, 64, 1, 15, "softplus", 0.5).to(device)
+    x = torch.rand(n, 3, device=device) * 2 - 1
+
+    def run(backend: str) -> object:
+        net.grid.backend = backend
+        out = net(x, spec.n_levels)
+        loss = out.sdf.sum() + out.feature.sum() + ((out.grad.norm(dim=-1) - 1) ** 2).sum()
+        return torch.autograd.grad(loss, list(net.parameters()))
+
+    return {f"field with normals, {n} points, 14 levels, 2^18: forward + backward": {b: lambda b=b: run(b) for b in ("torch", "warp")}}
 
 
 def shell(res: int, share: float, device: torch.device) -> Tensor:
@@ -189,13 +208,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the size")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores; on a shared machine compare with 1")
-    parser.add_argument("--only", nargs="*", choices=["hash", "march", "composite"], default=["hash", "march", "composite"])
+    parser.add_argument("--only", nargs="*", choices=["hash", "field", "march", "composite"], default=["hash", "field", "march", "composite"])
     args = parser.parse_args()
-    setup_threads(args.threads)
-    torch.manual_seed(0)
-    device, groups = torch.device(args.device), {"hash": hash_ops, "march": march_ops, "composite": composite_ops}
-    rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in groups[group](device, args.quick).items()}
-    print(f"{machine(device)}\n\n{table(rows)}")
+    device, groups = torch.device(args.device), {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops}
+    for keep in (False, True) if device.type == "cpu" else (True,):
+        setup_threads(args.threads, keep_heap=keep)
+        torch.manual_seed(0)
+        rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in groups[group](device, args.quick).items()}
+        heap = "" if device.type == "cuda" else ", heap kept" if keep else ", as PyTorch comes"
+        print(f"{machine(device)}{heap}\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":
