@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 DEMO := inputs/demo
 RUN := outputs/demo/demo
 
-.PHONY: venv test demo bench lint clean
+.PHONY: venv test demo bench clean
 
 venv: $(VENV)/.installed
 
@@ -33,9 +33,6 @@ demo: venv
 bench: venv
 	$(PY) -m tests.benchmarks.ops
 	$(PY) -m tests.benchmarks.step
-
-lint: venv
-	$(PY) -m ruff check . || true
 
 clean:
 	rm -rf $(VENV) .pytest_cache

@@ -11,6 +11,7 @@ from utils.log import log, setup_logging  # noqa: E402
 
 EXAMPLES = """examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
+  python run.py --config confs/dtu.yaml --train --preset balanced dataset.root_dir=inputs/scan65
   python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
   python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
   python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
@@ -27,12 +28,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    p = Parser(prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = Parser(
+        prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     p.add_argument("--config", metavar="YAML", help="what to build; may be left out with --resume")
     p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
     p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
     p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
+    p.add_argument(
+        "--preset", choices=["fast", "balanced", "best"], help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA"
+    )
     p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
     p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
@@ -69,7 +75,7 @@ def main(words: list[str] | None = None) -> int:
 
         if args.eval:
             return run.evaluate_files(args.eval, args.gt)
-        cfg, state, path = run.prepare(args.config, args.resume, args.overrides)
+        cfg, state, path = run.prepare(args.config, args.resume, args.overrides, args.preset)
         return run.execute(cfg, state, path, args.train, args.test, args.mesh)
     except UserError as error:
         log.error("error: %s", error)

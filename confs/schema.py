@@ -43,7 +43,10 @@ class DatasetConfig:
             "dataset",
             img_downscale=(self.img_downscale > 0, f"must be positive, got {self.img_downscale}"),
             img_wh=(self.img_wh is None or (len(self.img_wh) == 2 and min(self.img_wh) > 0), f"must be [width, height], got {self.img_wh}"),
-            hold_every=(self.hold_every >= 0 and self.hold_every != 1, f"must be 0 (train on all views) or at least 2, got {self.hold_every}"),
+            hold_every=(
+                self.hold_every >= 0 and self.hold_every != 1,
+                f"must be 0 (train on all views) or at least 2, got {self.hold_every}",
+            ),
             test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
             test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
         )
@@ -94,9 +97,14 @@ class RadianceConfig:
     hidden: int = 64
     layers: int = 2  # hidden layers
     sh_degree: int = 4  # bands of spherical harmonics of the view direction, 1..5
+    see_grid: bool = False  # hand the position encoding to the colour network too
 
     def __post_init__(self) -> None:
-        _check("model.radiance", sh_degree=(1 <= self.sh_degree <= 5, f"must lie in 1..5, got {self.sh_degree}"), layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"))
+        _check(
+            "model.radiance",
+            sh_degree=(1 <= self.sh_degree <= 5, f"must lie in 1..5, got {self.sh_degree}"),
+            layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class OccupancyConfig:
     every: int = 16  # steps between updates
     warmup: int = 256  # steps in which every update looks at all cells
     decay: float = 0.5  # of the running maximum, an update
+    margin: float = 0.87  # cells: how far the surface may pass a looked-at point and still count (0.87 is half a diagonal)
 
     def __post_init__(self) -> None:
         _check(
@@ -231,9 +240,10 @@ class TrainerConfig:
 class BackendConfig:
     """Who computes an operation; auto takes the fastest that runs here (`utils/device.py` says which and why)."""
 
-    hashgrid: Literal["auto", "torch", "warp"] = "auto"
-    march: Literal["auto", "torch", "warp"] = "auto"
-    composite: Literal["auto", "torch", "warp"] = "auto"
+    hashgrid: Literal["auto", "torch", "warp", "tinycudann"] = "auto"
+    march: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
+    composite: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
+    half_table: bool = False  # CUDA: look the hash table up in float16 (gradients and weights stay float32)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class HashGridSpec:
     base: int = 16
     top: int = 2048
     smoothstep: bool = False
+    half: bool = False  # kernels look the table up in float16
 
     @cached_property
     def scales(self) -> tuple[float, ...]:
@@ -90,14 +91,17 @@ def encode_jacobian_torch(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         y = encode_torch(x, table, spec, n_levels)
-        columns = [torch.autograd.grad(y[:, k].sum(), x, create_graph=True)[0] if y.requires_grad and len(x) else torch.zeros_like(x) for k in range(y.shape[1])]
+        columns = [
+            torch.autograd.grad(y[:, k].sum(), x, create_graph=True)[0] if y.requires_grad and len(x) else torch.zeros_like(x)
+            for k in range(y.shape[1])
+        ]
     return y, torch.stack(columns, 1)
 
 
 class HashGrid(nn.Module):
     """Hash grid encoding of points in [0,1]^3.
 
-    Args: spec; backend "torch" or "warp" (`utils/device.py` chooses); init: tables start uniform in [-init, init].
+    Args: spec; backend "torch", "warp" or "tinycudann" (`utils/device.py` chooses); init: tables start uniform in [-init, init].
     """
 
     def __init__(self, spec: HashGridSpec, backend: str = "torch", init: float = 1e-4):
@@ -115,4 +119,8 @@ class HashGrid(nn.Module):
             from encoder.hashgrid_warp import encode_warp
 
             return encode_warp(x, self.table, self.spec, n_levels)
+        if self.backend == "tinycudann":
+            from encoder.hashgrid_tcnn import encode_tcnn
+
+            return encode_tcnn(x, self.table, self.spec, n_levels)
         return encode_torch(x, self.table, self.spec, n_levels)

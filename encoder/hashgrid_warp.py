@@ -9,9 +9,9 @@ on CUDA neighbouring threads touch neighbouring words.
 import functools
 
 import torch
+import warp as wp
 from torch import Tensor
 
-import warp as wp
 from encoder.hashgrid import HashGridSpec
 from utils import warp_launch
 
@@ -92,8 +92,18 @@ def kernels(n_features: int, half: bool = False) -> tuple:
             fx, fy, fz = qx - float(cx), qy - float(cy), qz - float(cz)
             wx, wy, wz = fade(fx, smooth), fade(fy, smooth), fade(fz, smooth)
             r = corner_rows(cx, cy, cz, res, rows, offset, dense)
-            c000, c100, c010, c110 = load(table, offset + r[0]), load(table, offset + r[1]), load(table, offset + r[2]), load(table, offset + r[3])
-            c001, c101, c011, c111 = load(table, offset + r[4]), load(table, offset + r[5]), load(table, offset + r[6]), load(table, offset + r[7])
+            c000, c100, c010, c110 = (
+                load(table, offset + r[0]),
+                load(table, offset + r[1]),
+                load(table, offset + r[2]),
+                load(table, offset + r[3]),
+            )
+            c001, c101, c011, c111 = (
+                load(table, offset + r[4]),
+                load(table, offset + r[5]),
+                load(table, offset + r[6]),
+                load(table, offset + r[7]),
+            )
             x00 = c100 - c000
             x10 = c110 - c010
             x01 = c101 - c001
@@ -213,7 +223,8 @@ def _blocks(count: int, device: torch.device) -> tuple[int, int]:
 
 def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
     """Values [L * F, N] and, if asked, Jacobian [L * F, 3, N] of points x [N, 3]; levels from n_levels on are 0. No graph."""
-    n, half = len(x), table.dtype == torch.float16
+    n, half = len(x), spec.half
+    table = table.half() if half else table
     make = torch.empty if n_levels == spec.n_levels else torch.zeros
     y = make(spec.width, n, device=x.device)
     jac = make(spec.width, 3, n, device=x.device) if with_jacobian else None
@@ -221,7 +232,12 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
         kernel, _ = kernels(spec.n_features, half)
         store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if half else wp.float32)
         scales, shape = _shape(spec, x.device)
-        fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(table, store), warp_launch.array(scales, wp.float32), warp_launch.array(shape, wp.int32)]
+        fixed = [
+            warp_launch.array(x, wp.vec3),
+            warp_launch.array(table, store),
+            warp_launch.array(scales, wp.float32),
+            warp_launch.array(shape, wp.int32),
+        ]
         target = torch.empty(0, 0, 0, device=x.device) if jac is None else jac
         outs = [warp_launch.array(y, wp.float32), int(with_jacobian), warp_launch.array(target, wp.float32)]
 
@@ -233,7 +249,9 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
     return y, jac
 
 
-def scatter(x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_x: Tensor | None, g_y: Tensor | None, out: Tensor) -> Tensor:
+def scatter(
+    x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_x: Tensor | None, g_y: Tensor | None, out: Tensor
+) -> Tensor:
     """Add to out [rows, F] the table gradient of <d_y, y> + <d_x, J^T g_y>; a missing pair adds nothing.
 
     d_y, g_y [L * F, N]; d_x [N, 3]. On the CPU threads own levels, so the order of additions is fixed.
@@ -242,7 +260,13 @@ def scatter(x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_
     if n and n_levels and (d_y is not None or d_x is not None):
         _, kernel = kernels(spec.n_features)
         scales, shape = _shape(spec, x.device)
-        fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(scales, wp.float32), warp_launch.array(shape, wp.int32), int(spec.smoothstep), n]
+        fixed = [
+            warp_launch.array(x, wp.vec3),
+            warp_launch.array(scales, wp.float32),
+            warp_launch.array(shape, wp.int32),
+            int(spec.smoothstep),
+            n,
+        ]
         nothing = torch.empty(0, 0, device=x.device)
         value, slope = (warp_launch.array(nothing if t is None else t, wp.float32) for t in (d_y, g_y))
         towards = warp_launch.array(torch.empty(0, 3, device=x.device) if d_x is None else d_x, wp.vec3)

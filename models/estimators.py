@@ -34,9 +34,11 @@ class OccupancyGrid(OccGridEstimator):
 
     STRIDE = 16
 
-    def __init__(self, radius: float, resolution: int, threshold: float, decay: float, every: int, backend: str = "torch"):
+    def __init__(
+        self, radius: float, resolution: int, threshold: float, decay: float, every: int, margin: float = 0.87, backend: str = "torch"
+    ):
         super().__init__([-radius] * 3 + [radius] * 3, resolution=resolution, levels=1)
-        self.radius, self.threshold, self.decay, self.every, self.backend = radius, threshold, decay, every, backend
+        self.radius, self.threshold, self.decay, self.every, self.margin, self.backend = radius, threshold, decay, every, margin, backend
         self.phase = 0
         centres = (self.grid_coords + 0.5) / resolution * 2 - 1
         self.occs[centres.norm(dim=1) > 1 + 3**0.5 / resolution] = -1
@@ -65,4 +67,9 @@ class OccupancyGrid(OccGridEstimator):
 
     def sampling(self, rays: Rays, step: float, jitter: Tensor | None = None) -> Samples:
         """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps."""
+        if self.backend == "nerfacc":
+            near = rays.near if jitter is None else rays.near + jitter * step
+            index, t_starts, t_ends = super().sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)
+            counts = torch.bincount(index, minlength=len(rays))
+            return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
         return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend)

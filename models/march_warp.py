@@ -8,9 +8,9 @@ the twin's to the last bit (multiply-adds are not fused for the same reason).
 import functools
 
 import torch
+import warp as wp
 from torch import Tensor
 
-import warp as wp
 from models.march import FARTHEST_STEP, Course
 from utils import warp_launch
 from utils.rays import Samples

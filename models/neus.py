@@ -56,12 +56,12 @@ class NeuS(nn.Module):
 
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
-        """Refresh the occupancy: density relative to that on the surface, within half a cell of each point."""
+        """Refresh the occupancy: density relative to that on the surface, within the margin of each point."""
         inv_s, levels = self.variance(), self.open_levels(progress)
 
         def occupancy(x: Tensor) -> Tensor:
             sdf = torch.cat([self.sdf.sdf(part, levels) for part in x.split(65536)])
-            s = torch.sigmoid((sdf.abs() - 0.5 * self.occupancy.cell).clamp(min=0) * inv_s)
+            s = torch.sigmoid((sdf.abs() - self.occupancy.margin * self.occupancy.cell).clamp(min=0) * inv_s)
             return 4 * s * (1 - s)
 
         self.occupancy.before_step(step, occupancy)

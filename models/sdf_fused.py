@@ -15,7 +15,7 @@ from models.network import ACTIVATIONS
 
 
 class FusedSDF(torch.autograd.Function):
-    """(x [S, 3], table, ..., W_0, b_0, ..., W, b) -> (out [S, 1 + F], grad [S, 3]); x gets no gradient."""
+    """(x [S, 3], table, ..., W_0, b_0, ..., W, b) -> (out [S, 1 + F], grad [S, 3], y [L * F, S]); x gets none."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, radius: float, activation: str, *weights: Tensor):
@@ -41,18 +41,20 @@ class FusedSDF(torch.autograd.Function):
         grad = hashgrid_warp.jac_left(jac, g_y).mul_(1 / (2 * radius)).addmm_(p0, w0[:, :3])
         ctx.save_for_backward(x, unit, y, jac, g_y, table, *values, *slopes, *[t for pair in reversed(passed) for t in pair], *weights)
         ctx.depth, ctx.spec, ctx.n_levels, ctx.radius, ctx.activation = len(slopes), spec, n_levels, radius, activation
-        return h, grad
+        ctx.set_materialize_grads(False)
+        return h, grad, y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out: Tensor, d_grad: Tensor):
+    def backward(ctx, d_out: Tensor | None, d_grad: Tensor | None, d_seen: Tensor | None):
         x, unit, y, jac, g_y, table, *rest = ctx.saved_tensors
         n = ctx.depth
         values, slopes, chain, weights = rest[:n], rest[n : 2 * n], rest[2 * n : 4 * n], rest[4 * n :]
         v, p = chain[0::2], chain[1::2]
         w = weights[0::2]
         curve = ACTIVATIONS[ctx.activation][1]
-        d_grad = d_grad.contiguous()
+        d_grad = torch.zeros_like(x) if d_grad is None else d_grad.contiguous()
+        d_out = x.new_zeros(len(x), len(weights[-1])) if d_out is None else d_out
         d_w = [torch.zeros_like(t) for t in weights]
 
         # the gradient chain, from the input up
@@ -84,5 +86,7 @@ class FusedSDF(torch.autograd.Function):
         d_w[0][:, :3] += d_h.T @ x
         d_w[0][:, 3:] += (y @ d_h).T
         d_y = w[0][:, 3:].T @ d_h.T
+        if d_seen is not None:
+            d_y += d_seen
         d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
         return None, d_table, None, None, None, None, *d_w

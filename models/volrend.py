@@ -58,7 +58,17 @@ def weights_from_alpha(alpha: Tensor, offsets: Tensor, early_stop: float = 0.0, 
         from models.volrend_warp import Weights
 
         return Weights.apply(alpha.contiguous(), offsets, early_stop, False)
+    if backend == "nerfacc":
+        return _weights_nerfacc(alpha, offsets, early_stop)
     return _weights_torch(alpha, offsets, early_stop)
+
+
+def _weights_nerfacc(alpha: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
+    """nerfacc's packed kernel (CUDA alone)."""
+    import nerfacc
+
+    weights, trans = nerfacc.render_weight_from_alpha(alpha, packed_info=torch.stack([offsets[:-1], offsets.diff()], -1))
+    return torch.where(trans < early_stop, 0.0, weights), trans
 
 
 def _optical_torch(depth: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:

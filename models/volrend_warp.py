@@ -9,10 +9,10 @@ import functools
 from collections.abc import Callable
 
 import torch
+import warp as wp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import warp as wp
 from utils import warp_launch
 
 wp.set_module_options({"enable_backward": False})

@@ -24,12 +24,22 @@ def build_neus(cfg: Config, device: torch.device) -> NeuS:
     """NeuS on a hash grid as the config describes it."""
     m = cfg.model
     g = m.grid
-    spec = HashGridSpec(g.n_levels, g.n_features, g.log2_size, g.base, g.top, g.interpolation == "smoothstep")
+    spec = HashGridSpec(
+        g.n_levels,
+        g.n_features,
+        g.log2_size,
+        g.base,
+        g.top,
+        g.interpolation == "smoothstep",
+        cfg.backend.half_table and device.type == "cuda",
+    )
     grid = get_encoding("hashgrid", spec=spec, backend=choose("hashgrid", cfg.backend.hashgrid, device))
-    sdf = SDFNetwork(grid, m.radius, m.sdf.hidden, m.sdf.layers, m.sdf.feature, m.sdf.activation, m.sdf.sphere_radius * m.radius)
-    radiance = RadianceNetwork(m.sdf.feature, m.radiance.hidden, m.radiance.layers, m.radiance.sh_degree)
+    sdf = SDFNetwork(
+        grid, m.radius, m.sdf.hidden, m.sdf.layers, m.sdf.feature, m.sdf.activation, m.sdf.sphere_radius * m.radius, m.radiance.see_grid
+    )
+    radiance = RadianceNetwork(sdf.n_features, m.radiance.hidden, m.radiance.layers, m.radiance.sh_degree)
     o = m.occupancy
-    occupancy = OccupancyGrid(m.radius, o.resolution, o.threshold, o.decay, o.every, choose("march", cfg.backend.march, device))
+    occupancy = OccupancyGrid(m.radius, o.resolution, o.threshold, o.decay, o.every, o.margin, choose("march", cfg.backend.march, device))
     step = 2 * 3**0.5 * m.radius / m.samples_per_ray
     composite = choose("composite", cfg.backend.composite, device)
     variance = Variance(m.variance.init, m.variance.max_inv_s)

@@ -38,7 +38,12 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
         rgb, depth, normal = pictures(render, scene.cameras.c2w[view], h, w)
         write_png(run / f"test/{view:03d}.png", sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal]))
     means = {k: float(np.mean([r[k] for r in rows])) if rows[0][k] is not None else None for k in ("psnr", "ssim", "psnr_masked")}
-    result = {**means, "held_out": bool(scene.test), "background": scene.test_background if cfg.dataset.apply_mask else "image", "views": rows}
+    result = {
+        **means,
+        "held_out": bool(scene.test),
+        "background": scene.test_background if cfg.dataset.apply_mask else "image",
+        "views": rows,
+    }
     write_atomic(run / "test/metrics.json", json.dumps(result, indent=1).encode())
     shown = ", ".join(f"{k} {v:.2f}" if k != "ssim" else f"ssim {v:.4f}" for k, v in means.items() if v is not None)
     log.info("test on %d views: %s -> %s", len(rows), shown, run / "test/metrics.json")

@@ -42,8 +42,20 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
     for path in paths:
         save_mesh(mesh, path)
-    how = f"masks dilated by {e.mask_dilation:.1%} of the width, " if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0 else ""
-    log.info("mesh: %d vertices, %d of %d faces kept (%slargest %d components), world units -> %s", len(mesh.vertices), len(mesh.faces), found, how, e.keep, paths[0])
+    how = (
+        f"masks dilated by {e.mask_dilation:.1%} of the width, "
+        if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0
+        else ""
+    )
+    log.info(
+        "mesh: %d vertices, %d of %d faces kept (%slargest %d components), world units -> %s",
+        len(mesh.vertices),
+        len(mesh.faces),
+        found,
+        how,
+        e.keep,
+        paths[0],
+    )
     return mesh
 
 

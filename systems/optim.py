@@ -54,7 +54,9 @@ class AdamW(torch.optim.AdamW):
 def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> Optimizer:
     """On CUDA torch's fused AdamW (bandwidth is no matter there); on the CPU ours."""
     if device.type == "cuda":
-        return torch.optim.AdamW([{k: v for k, v in g.items() if k != "lazy"} for g in groups], betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
+        return torch.optim.AdamW(
+            [{k: v for k, v in g.items() if k != "lazy"} for g in groups], betas=tuple(cfg.betas), eps=cfg.eps, fused=True
+        )
     return AdamW(groups, tuple(cfg.betas), cfg.eps, backend)
 
 
@@ -76,4 +78,3 @@ class Scheduler:
     def step(self, progress: float) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.first):
             group["lr"] = lr * rate(self.cfg, progress)
-

@@ -3,9 +3,9 @@
 import functools
 import math
 
+import warp as wp
 from torch import Tensor
 
-import warp as wp
 from utils import warp_launch
 
 

@@ -15,7 +15,7 @@ from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth, export_mesh
 from systems.trainer import Trainer
 from utils import checkpoint
-from utils.config import load_config, to_yaml
+from utils.config import PRESETS, load_config, to_yaml
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
 from utils.log import RunFolder, commit
@@ -23,8 +23,16 @@ from utils.log import RunFolder, commit
 log = logging.getLogger("neus")
 
 
-def prepare(config: str | None, resume: str | None, overrides: list[str]) -> tuple[Config, dict | None, Path | None]:
-    """The config of a run, and the checkpoint with its path when there is one. The checkpoint brings its own config."""
+def prepare(
+    config: str | None, resume: str | None, overrides: list[str], preset: str | None = None
+) -> tuple[Config, dict | None, Path | None]:
+    """The config of a run, and the checkpoint with its path when there is one. The checkpoint brings its own config.
+
+    A preset comes before the overrides, which may change what it sets.
+    """
+    if preset:
+        asked = next((word.split("=")[1] for word in overrides if word.startswith("trainer.device=")), "auto")
+        overrides = [*PRESETS[preset][pick_device(asked).type], *overrides]
     state, path = None, None
     if resume:
         path = checkpoint.resolve(Path(resume))
@@ -61,7 +69,13 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
             if not trainer.train():
                 log.info("stopped at step %d; go on with: python run.py --train --resume %s", trainer.clock.step, run.root)
                 return 128 + trainer.stop_signal
-            log.info("trained %d steps in %.1f minutes, %d skipped -> %s", trainer.clock.step, trainer.clock.seconds / 60, trainer.skipped, run / "ckpt/last.pt")
+            log.info(
+                "trained %d steps in %.1f minutes, %d skipped -> %s",
+                trainer.clock.step,
+                trainer.clock.seconds / 60,
+                trainer.skipped,
+                run / "ckpt/last.pt",
+            )
             system = trainer.system
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:

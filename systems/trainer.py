@@ -104,7 +104,9 @@ class Trainer:
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["the gradient"]
         log.warning("step %d skipped: %s not finite (%d so far)", self.clock.step, ", ".join(bad), self.skipped)
         if self.skipped_in_row >= self.cfg.trainer.max_skipped:
-            raise UserError(f"{self.skipped_in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input")
+            raise UserError(
+                f"{self.skipped_in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input"
+            )
 
     def _halve_rays(self) -> None:
         torch.cuda.empty_cache()
@@ -135,10 +137,18 @@ class Trainer:
             terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
             loss = sum(terms.values())
             values = {**terms, "loss": loss, **stats, **self.system.slow_stats()}
-            values |= {"rays_per_s": self.rate, "lr": self.optimizer.param_groups[0]["lr"], "progress": self.progress, "skipped": self.skipped, "seconds": self.clock.seconds}
+            values |= {
+                "rays_per_s": self.rate,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "progress": self.progress,
+                "skipped": self.skipped,
+                "seconds": self.clock.seconds,
+            }
             self.run.scalars(self.clock.step, {k: round(v, 6) for k, v in values.items()})
             self.watch(stats["inv_s"], self.progress)
-            self.bar.set_postfix_str(f"loss {loss:.4f} psnr {stats['psnr']:.1f} inv_s {stats['inv_s']:.0f} rays/s {self.rate:.0f} step {self.clock.step}")
+            self.bar.set_postfix_str(
+                f"loss {loss:.4f} psnr {stats['psnr']:.1f} inv_s {stats['inv_s']:.0f} rays/s {self.rate:.0f} step {self.clock.step}"
+            )
         self.bar.update(round(1000 * self.progress) - self.bar.n)
         self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
         self._maybe_save()
@@ -220,7 +230,11 @@ class InvSWatch:
             return
         if inv_s < 0.9 * self.first:
             self.warned = True
-            log.warning("inv_s fell to %.0f, below its start %.0f: the surface is dissolving; check cameras, masks and model.radius", inv_s, self.first)
+            log.warning(
+                "inv_s fell to %.0f, below its start %.0f: the surface is dissolving; check cameras, masks and model.radius",
+                inv_s,
+                self.first,
+            )
         elif progress > 0.5 and inv_s < 2 * self.first:
             self.warned = True
             log.warning("inv_s stalls at %.0f at half time: the surface stays a fog; check cameras and masks, or train longer", inv_s)

@@ -1,12 +1,16 @@
 """Pictures of one held-out view while training."""
 
+from pathlib import Path
+
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from confs.schema import Config
 from process_data.rays import view_rays
 from systems.metrics import view_metrics
-from utils.image import depth_to_rgb, normal_to_rgb, sheet, write_png
+from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, sheet, write_png
 from utils.log import RunFolder
 from utils.rays import Render, Scene
 
@@ -31,8 +35,23 @@ def pictures(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tenso
     return rgb, depth, normal
 
 
+def progress_sheet(folder: Path, rows: int = 12, width: int = 1200) -> np.ndarray:
+    """The validation pictures of a run below each other, first to last, at most `rows` of them evenly chosen."""
+    found = sorted(folder.glob("val_*.png"))
+    chosen = [found[round(i * (len(found) - 1) / max(rows - 1, 1))] for i in range(rows)] if len(found) > rows else found
+    strips = []
+    for path in chosen:
+        picture = read_rgb(path)
+        h = round(picture.shape[0] * width / picture.shape[1])
+        strip = cv2.resize(picture, (width, h), interpolation=cv2.INTER_AREA)
+        strips.append(
+            cv2.putText(strip, path.stem[4:].lstrip("0") or "0", (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+        )
+    return np.concatenate(strips)
+
+
 class Validator:
-    """Renders the middle held-out view every `val_minutes`, into images/ and TensorBoard."""
+    """Renders the middle held-out view every `val_minutes`, into images/ (progress.png: all of them) and TensorBoard."""
 
     def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
@@ -56,6 +75,7 @@ class Validator:
         rgb, depth, normal = pictures(render, scene.cameras.c2w[self.view], h, w)
         picture = sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal])
         write_png(self.run / f"images/val_{step:06d}.png", picture)
+        write_png(self.run / "images/progress.png", progress_sheet(self.run.root / "images"))
         self.run.image("val", picture, step)
         self.run.scalars(step, {f"val/{k}": round(v, 4) for k, v in metrics.items() if v is not None})
         return metrics

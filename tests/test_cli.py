@@ -30,7 +30,17 @@ def refused(capsys, pattern, *words):
 
 
 def train_words(scene, out, *more):
-    return ["--config", "confs/dtu-wmask.yaml", "--train", *TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "trainer.trial_name=t", "name=n", *more]
+    return [
+        "--config",
+        "confs/dtu-wmask.yaml",
+        "--train",
+        *TINY,
+        f"dataset.root_dir={scene}",
+        f"trainer.outputs_dir={out}",
+        "trainer.trial_name=t",
+        "name=n",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,16 @@ def finished(tiny_scene, tmp_path_factory):
 
 
 def test_a_whole_run_leaves_the_whole_folder(finished, tiny_scene):
-    for name in ("config.yaml", "commit.txt", "log.txt", "metrics.jsonl", "ckpt/last.pt", "test/metrics.json", "mesh/mesh.ply", "mesh/mesh.obj"):
+    for name in (
+        "config.yaml",
+        "commit.txt",
+        "log.txt",
+        "metrics.jsonl",
+        "ckpt/last.pt",
+        "test/metrics.json",
+        "mesh/mesh.ply",
+        "mesh/mesh.obj",
+    ):
         assert (finished / name).stat().st_size > 0, name
     assert any((finished / f"video.{kind}").exists() for kind in ("mp4", "gif"))
     assert list((finished / "images").glob("val_*.png")) and list((finished / "tb").iterdir())
@@ -87,7 +106,10 @@ def test_help_has_examples():
     [
         (["--trian"], "unknown flag '--trian'; did you mean '--train'"),
         (["--train", "--config", "confs/dtuu.yaml"], r"did you mean 'dtu\.yaml'|did you mean"),
-        (["--train", "--config", "confs/dtu.yaml", "trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'"),
+        (
+            ["--train", "--config", "confs/dtu.yaml", "trainer.max_step=3"],
+            "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'",
+        ),
         (["--train", "--config", "confs/dtu.yaml", "trainer.max_steps=soon"], "trainer.max_steps"),
         (["--train", "--config", "confs/dtu.yaml", "trainer.max_steps=-1"], "trainer.max_steps: must be at least 1, got -1"),
         (["--train", "--config", "confs/dtu.yaml", "nonsense"], "no override"),

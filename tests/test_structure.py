@@ -14,7 +14,13 @@ def test_imports_point_one_way():
     for room, allowed in ALLOWED.items():
         for path in (root / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                names = (
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module]
+                    if isinstance(node, ast.ImportFrom) and node.module
+                    else []
+                )
                 for name in names:
                     top = name.split(".")[0]
                     assert top not in ALLOWED or top == room or top in allowed, f"{path.relative_to(root)} imports {name}"

@@ -25,7 +25,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True) if part.parent.is_dir() else None
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); free some space or choose another trainer.outputs_dir") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); free some space or choose another trainer.outputs_dir"
+        ) from None
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -59,9 +61,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path} is not a checkpoint of this program: it holds more than tensors, numbers and strings, perhaps code, which is never run") from None
+        raise UserError(
+            f"{path} is not a checkpoint of this program: it holds more than tensors, numbers and strings, perhaps code, which is never run"
+        ) from None
     except Exception as error:  # a stranger's file may break the reader anywhere
-        raise UserError(f"{path} is damaged ({(str(error).splitlines() or [''])[0][:80] or type(error).__name__}); take an older checkpoint") from None
+        raise UserError(
+            f"{path} is damaged ({(str(error).splitlines() or [''])[0][:80] or type(error).__name__}); take an older checkpoint"
+        ) from None
     if not isinstance(state, dict) or "format" not in state or "config" not in state or "model" not in state:
         raise UserError(f"{path} is not a checkpoint of this program: it lacks the config or the model")
     if state["format"] != FORMAT:
@@ -74,8 +80,12 @@ def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:
     own = module.state_dict()
     problems = [f"{k} is missing" for k in own if k not in state]
     problems += [f"{k} is unknown here" for k in state if k not in own]
-    problems += [f"{k} has shape {list(state[k].shape)}, expected {list(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape]
+    problems += [
+        f"{k} has shape {list(state[k].shape)}, expected {list(own[k].shape)}" for k in own if k in state and own[k].shape != state[k].shape
+    ]
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-        raise UserError(f"{path} is of another architecture than the config: {problems[0]}{more}; leave out --config and model overrides to use the checkpoint's own")
+        raise UserError(
+            f"{path} is of another architecture than the config: {problems[0]}{more}; leave out --config and model overrides to use the checkpoint's own"
+        )
     module.load_state_dict(state)

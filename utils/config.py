@@ -24,6 +24,23 @@ RESOLVERS = {
 }
 
 
+# --preset: minutes on a CPU (two cores were measured), steps on CUDA
+PRESETS = {
+    "fast": {
+        "cpu": ["trainer.max_minutes=3", "trainer.max_steps=1000000"],
+        "cuda": ["trainer.max_steps=10000", "trainer.target_samples=262144"],
+    },
+    "balanced": {
+        "cpu": ["trainer.max_minutes=10", "trainer.max_steps=1000000"],
+        "cuda": ["trainer.max_steps=20000", "trainer.target_samples=262144"],
+    },
+    "best": {
+        "cpu": ["trainer.max_minutes=60", "trainer.max_steps=1000000"],
+        "cuda": ["trainer.max_steps=100000", "trainer.target_samples=262144"],
+    },
+}
+
+
 def _register() -> None:
     register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
     for name, function in RESOLVERS.items():
@@ -42,9 +59,11 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """"; did you mean 'x'?" for the nearest known word, by its last part too, or nothing."""
+    """ "; did you mean 'x'?" for the nearest known word, by its last part too, or nothing."""
     last = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(word, known, 1, 0.6) or [last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.6)]
+    near = difflib.get_close_matches(word, known, 1, 0.6) or [
+        last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.6)
+    ]
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
@@ -85,7 +104,9 @@ def _overrides(words: list[str]) -> DictConfig:
         if key not in known:
             raise UserError(f"unknown key '{key}'{suggestion(key, known)}")
         if any(k.startswith(key + ".") for k in known):
-            raise UserError(f"'{key}' is a section; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}=...")
+            raise UserError(
+                f"'{key}' is a section; set one of its keys, for example {next(k for k in known if k.startswith(key + '.'))}=..."
+            )
     try:
         return OmegaConf.from_dotlist(words)
     except (yaml.YAMLError, OmegaConfBaseException) as error:

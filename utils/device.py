@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -12,18 +13,19 @@ from utils.errors import UserError
 
 log = logging.getLogger("neus")
 
-# operation -> backends, fastest first; the torch twin runs everywhere and is the specification
+# operation -> backends, the one `auto` prefers first; the torch twin runs everywhere and is the specification
 BACKENDS = {
-    "hashgrid": ("warp", "torch"),
-    "march": ("warp", "torch"),
-    "composite": ("warp", "torch"),
+    "hashgrid": ("warp", "tinycudann", "torch"),
+    "march": ("warp", "nerfacc", "torch"),
+    "composite": ("warp", "nerfacc", "torch"),
     "optimizer": ("warp", "torch"),
 }
+PACKAGES = {"warp": "warp-lang", "nerfacc": "nerfacc (it compiles its kernels with nvcc)", "tinycudann": "tinycudann"}
 
 
 @functools.cache
 def warp_available() -> str:
-    """"" when NVIDIA Warp can be used, else the reason why not."""
+    """ "" when NVIDIA Warp can be used, else the reason why not."""
     if importlib.util.find_spec("warp") is None:
         return "the package warp-lang is not installed"
     try:
@@ -40,24 +42,54 @@ def warp_available() -> str:
 def pick_device(name: str) -> torch.device:
     """auto | cpu | cuda -> device. Raises UserError when cuda is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("trainer.device=cuda, but PyTorch sees no CUDA device; install a CUDA build of torch and a driver, or set trainer.device=cpu")
+        raise UserError(
+            "trainer.device=cuda, but PyTorch sees no CUDA device; install a CUDA build of torch and a driver, or set trainer.device=cpu"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def missing(backend: str, device: torch.device) -> str:
+    """ "" when a backend can run on the device, else the reason why not.
+
+    nerfacc and tinycudann are CUDA alone, and not so much as asked on the CPU: nerfacc would set about building its kernels.
+    """
+    if backend == "torch":
+        return ""
+    if backend == "warp":
+        return warp_available()
+    if device.type != "cuda":
+        return f"{backend} runs on CUDA alone"
+    return _cuda_library(backend)
+
+
+@functools.cache
+def _cuda_library(name: str) -> str:
+    try:
+        module = importlib.import_module(name + (".cuda._backend" if name == "nerfacc" else ""))
+        return "its CUDA kernels did not build" if name == "nerfacc" and module._C is None else ""
+    except Exception as error:  # a broken build raises anything
+        return f"it does not import ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
 def choose(operation: str, wanted: str, device: torch.device) -> str:
-    """The backend of an operation: the wanted one, or for `auto` the fastest that runs on the device.
+    """The backend of an operation: the wanted one, or for `auto` the first of its list that runs on the device.
 
     Raises UserError when a forced backend cannot be met, saying what to install.
     """
-    missing = warp_available()
-    if wanted == "warp" and missing:
-        raise UserError(f"backend.{operation}=warp, but {missing}; `pip install warp-lang`, or set backend.{operation}=torch")
-    if wanted == "auto":
-        wanted = "torch" if missing else BACKENDS[operation][0]
-        _say(operation, wanted, f"no Warp: {missing}" if missing else _where(device))
-    else:
+    if wanted != "auto":
+        reason = missing(wanted, device)
+        if reason:
+            raise UserError(f"backend.{operation}={wanted}, but {reason}; install {PACKAGES[wanted]}, or set backend.{operation}=torch")
         _say(operation, wanted, "forced by the config")
-    return wanted
+        return wanted
+    reasons = []
+    for backend in BACKENDS[operation]:
+        reason = missing(backend, device)
+        if not reason:
+            _say(operation, backend, "; ".join(reasons) or _where(device))
+            return backend
+        reasons.append(f"no {backend}: {reason}")
+    raise AssertionError("the torch twin is always there")
 
 
 def _where(device: torch.device) -> str:

@@ -7,7 +7,8 @@ lattice are sampled there and grown until no crossing face of a block lacks its 
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 
 import cv2

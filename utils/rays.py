@@ -69,7 +69,9 @@ class RayBatch(_Movable):
         _check(self, rgb=(r, 3), mask=(r,), view=(r,))
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        return RayBatch(self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device), self.view.to(device))
+        return RayBatch(
+            self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device), self.view.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -163,4 +165,6 @@ class Scene:
         n, h, w = self.images.shape[:3]
         _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3))
         if (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w) or len(self.names) != n:
-            raise ValueError(f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names")
+            raise ValueError(
+                f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names"
+            )

@@ -12,7 +12,11 @@ def summary(run: Path) -> str:
     """A few lines on a run folder. Raises UserError when it is not there."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    lines = [f"{label:8s} {run / name}" for label, name in (("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test")) if (run / name).exists()]
+    lines = [
+        f"{label:8s} {run / name}"
+        for label, name in (("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test"))
+        if (run / name).exists()
+    ]
     test, mesh = run / "test/metrics.json", run / "mesh/metrics.json"
     if test.is_file():
         m = json.loads(test.read_text())

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
-
 import warp as wp
+from torch import Tensor
 
 
 @functools.cache

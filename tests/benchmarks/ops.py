@@ -208,7 +208,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the size")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores; on a shared machine compare with 1")
-    parser.add_argument("--only", nargs="*", choices=["hash", "field", "march", "composite"], default=["hash", "field", "march", "composite"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["hash", "field", "march", "composite"], default=["hash", "field", "march", "composite"]
+    )
     args = parser.parse_args()
     device, groups = torch.device(args.device), {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops}
     for keep in (False, True) if device.type == "cpu" else (True,):

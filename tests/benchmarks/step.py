@@ -128,9 +128,17 @@ def measure(scene_dir: Path, device: torch.device, steps: int, preset: list[str]
     for label, spent in sorted(watch.seconds.items(), key=lambda kv: -kv[1]):
         lines.append(f"| {label} | {1000 * spent / steps:.1f} | {spent / seconds:.0%} |")
     rest = seconds - sum(watch.seconds.values())
-    lines += [f"| the rest (batch, alpha, compositing, losses) | {1000 * rest / steps:.1f} | {rest / seconds:.0%} |", f"| **step** | **{1000 * seconds / steps:.1f}** | |", ""]
-    lines.append(f"{counts['samples'] / seconds:,.0f} samples/s ({(counts['samples'] + extra * steps) / seconds:,.0f} field points/s), {counts['rays'] / seconds:,.0f} rays/s, {samples:,.0f} samples a step")
-    lines.append(f"floor {1000 * floor:.1f} ms: {flops / 1e9:.2f} GFLOP at {gemm / 1e9:.0f} GFLOP/s and {nbytes / 1e6:.0f} MB at {copy / 1e9:.1f} GB/s; the step takes {seconds / steps / floor:.1f} x the floor")
+    lines += [
+        f"| the rest (batch, alpha, compositing, losses) | {1000 * rest / steps:.1f} | {rest / seconds:.0%} |",
+        f"| **step** | **{1000 * seconds / steps:.1f}** | |",
+        "",
+    ]
+    lines.append(
+        f"{counts['samples'] / seconds:,.0f} samples/s ({(counts['samples'] + extra * steps) / seconds:,.0f} field points/s), {counts['rays'] / seconds:,.0f} rays/s, {samples:,.0f} samples a step"
+    )
+    lines.append(
+        f"floor {1000 * floor:.1f} ms: {flops / 1e9:.2f} GFLOP at {gemm / 1e9:.0f} GFLOP/s and {nbytes / 1e6:.0f} MB at {copy / 1e9:.1f} GB/s; the step takes {seconds / steps / floor:.1f} x the floor"
+    )
     return "\n".join(lines)
 
 

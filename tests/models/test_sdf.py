@@ -11,8 +11,8 @@ from tests.conftest import needs_warp
 SPEC = HashGridSpec(6, 2, 12, 4, 64)
 
 
-def network(activation="softplus", layers=1, backend="torch", init=1e-4, radius=1.0, sphere=0.5):
-    return SDFNetwork(HashGrid(SPEC, backend, init), radius, 64, layers, 15, activation, sphere)
+def network(activation="softplus", layers=1, backend="torch", init=1e-4, radius=1.0, sphere=0.5, show_grid=False):
+    return SDFNetwork(HashGrid(SPEC, backend, init), radius, 64, layers, 15, activation, sphere, show_grid)
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
@@ -31,10 +31,11 @@ def test_step_zero_is_a_sphere(activation, layers, radius):
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("n_levels", [6, 2])
-def test_fused_against_autograd(activation, layers, n_levels):
-    net = network(activation, layers, init=0.05)
+@pytest.mark.parametrize("show_grid", [False, True])
+def test_fused_against_autograd(activation, layers, n_levels, show_grid):
+    net = network(activation, layers, init=0.05, show_grid=show_grid)
     x = torch.rand(400, 3) * 2 - 1
-    g = torch.randn(400, 16)
+    g = torch.randn(400, 1 + net.n_features)
     results = []
     for backend in ("warp", "torch"):
         net.grid.backend = backend

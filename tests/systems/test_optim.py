@@ -22,7 +22,10 @@ def test_dense_groups_are_torchs_adamw():
 def test_lazy_is_adam_on_touched_rows_and_leaves_the_others():
     p = torch.nn.Parameter(torch.randn(6, 2))
     q = torch.nn.Parameter(p.detach().clone())
-    lazy, dense = AdamW([{"params": [p], "lr": 0.1, "lazy": True}], (0.9, 0.99), 1e-12), torch.optim.Adam([q], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
+    lazy, dense = (
+        AdamW([{"params": [p], "lr": 0.1, "lazy": True}], (0.9, 0.99), 1e-12),
+        torch.optim.Adam([q], lr=0.1, betas=(0.9, 0.99), eps=1e-12),
+    )
     before = p.detach().clone()
     for _ in range(3):
         g = torch.randn(6, 2)

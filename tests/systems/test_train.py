@@ -76,10 +76,27 @@ def test_resuming_is_bitwise_equal(tiny_scene, tmp_path):
 
 
 def command(scene, out, *more, resume=None):
-    words = ["--config", "confs/dtu-wmask.yaml", "--train", *TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "name=n", "trainer.trial_name=t", *more]
+    words = [
+        "--config",
+        "confs/dtu-wmask.yaml",
+        "--train",
+        *TINY,
+        f"dataset.root_dir={scene}",
+        f"trainer.outputs_dir={out}",
+        "name=n",
+        "trainer.trial_name=t",
+        *more,
+    ]
     if resume:
         words = ["--train", "--resume", str(resume)]
-    return subprocess.Popen([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "CI": "1"})
+    return subprocess.Popen(
+        [sys.executable, "run.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "CI": "1"},
+    )
 
 
 @pytest.mark.slow

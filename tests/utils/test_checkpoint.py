@@ -26,7 +26,10 @@ class Malicious:
 
 def test_code_does_not_run(tmp_path):
     Malicious.target = tmp_path / "was-run"
-    for name, write in (("a.pt", lambda p: torch.save({"model": Malicious()}, p)), ("b.pt", lambda p: p.write_bytes(pickle.dumps(Malicious())))):
+    for name, write in (
+        ("a.pt", lambda p: torch.save({"model": Malicious()}, p)),
+        ("b.pt", lambda p: p.write_bytes(pickle.dumps(Malicious()))),
+    ):
         path = tmp_path / name
         write(path)
         with pytest.raises(UserError, match="(never|not and is never) run"):

@@ -28,7 +28,9 @@ def test_name_is_made_of_model_data_and_folder():
 
 
 def test_resolvers():
-    cfg = load_config(None, ["trainer.max_steps=${mul:${trainer.n_rays},2}", "optim.lr=${div:1,4}", "optim.decay=${calc_exp_lr_decay_rate:0.25,2}"])
+    cfg = load_config(
+        None, ["trainer.max_steps=${mul:${trainer.n_rays},2}", "optim.lr=${div:1,4}", "optim.decay=${calc_exp_lr_decay_rate:0.25,2}"]
+    )
     assert (cfg.trainer.max_steps, cfg.optim.lr, cfg.optim.decay) == (512, 0.25, 0.5)
 
 
