@@ -54,13 +54,13 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class HashGridConfig:
-    n_levels: int = 14
+    n_levels: int = 12
     n_features: int = 2  # features a level: 1, 2, 4 or 8
     log2_size: int = 18  # rows of a level's table, at most 2^this
     base: int = 16  # coarsest resolution
-    top: int = 1024  # finest resolution
-    interpolation: Literal["linear", "smoothstep"] = "linear"
-    levels: Any = 14  # schedule: number of open levels
+    top: int = 512  # finest resolution: about the pixel footprint at the object (2 radius / pixel)
+    interpolation: Literal["linear", "smoothstep"] = "smoothstep"  # linear leaves cell edges in the normals
+    levels: Any = field(default_factory=lambda: [4, 12, 0.0, 0.5])  # schedule: number of open levels
 
     def __post_init__(self) -> None:
         _schedules("model.grid", self, "levels")
@@ -109,7 +109,7 @@ class RadianceConfig:
 
 @dataclass(frozen=True)
 class OccupancyConfig:
-    resolution: int = 96  # cells along a side
+    resolution: int = 128  # cells along a side
     threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
     every: int = 16  # steps between updates
     warmup: int = 256  # steps in which every update looks at all cells
@@ -139,7 +139,8 @@ class VarianceConfig:
 class ModelConfig:
     name: Literal["neus"] = "neus"
     radius: float = 1.0  # of the sphere that holds the object
-    samples_per_ray: int = 1024  # render step = 2 sqrt(3) radius / this
+    samples_per_ray: int = 256  # training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
+    samples_per_ray_test: int = 1024  # the same for pictures of views
     background: Literal["random", "black", "white"] = "random"  # colour behind the object in training
     cos_anneal_end: float = 0.25  # progress at which the true cosine is used
     grid: HashGridConfig = field(default_factory=HashGridConfig)
@@ -152,6 +153,7 @@ class ModelConfig:
         _check(
             "model",
             radius=(self.radius > 0, f"must be positive, got {self.radius}"),
+            samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
             samples_per_ray=(self.samples_per_ray >= 16, f"must be at least 16, got {self.samples_per_ray}"),
             cos_anneal_end=(0 <= self.cos_anneal_end <= 1, f"must lie in [0, 1], got {self.cos_anneal_end}"),
         )

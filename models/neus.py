@@ -36,11 +36,11 @@ class NeuS(nn.Module):
 
     def __init__(
         self, sdf: SDFNetwork, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid,
-        radius: float, step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
+        radius: float, step: float, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
-        self.radius, self.min_step, self.levels, self.cos_anneal_end = radius, step, levels, cos_anneal_end
+        self.radius, self.min_step, self.test_step, self.levels, self.cos_anneal_end = radius, step, test_step, levels, cos_anneal_end
         self.composite_backend = composite_backend
 
     def open_levels(self, progress: float) -> int:
@@ -50,9 +50,9 @@ class NeuS(nn.Module):
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
 
     @torch.no_grad()
-    def step_length(self) -> float:
-        """Half the width over which the surface is smeared, but no less than the configured step and no more than 8."""
-        return float((0.5 / self.variance()).clamp(self.min_step, 8 * self.min_step))
+    def step_length(self, least: float) -> float:
+        """Half the width over which the surface is smeared, between `least` and 3 % of the radius."""
+        return float((0.5 / self.variance()).clamp(least, max(least, 0.03 * self.radius)))
 
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
@@ -66,13 +66,21 @@ class NeuS(nn.Module):
 
         self.occupancy.before_step(step, occupancy)
 
-    def render(self, rays: Rays, progress: float, background: Tensor, jitter: Tensor | None = None, extra: Tensor | None = None) -> Traced:
+    def render(
+        self,
+        rays: Rays,
+        progress: float,
+        background: Tensor,
+        jitter: Tensor | None = None,
+        extra: Tensor | None = None,
+        step: float | None = None,
+    ) -> Traced:
         """Render R rays over a background colour [3] or [R, 3].
 
         jitter [R] in [0, 1): stratified offset in steps; extra [P, 3]: further points whose field is wanted (they share
-        the pass through the network).
+        the pass through the network); step: length of an interval, by default that of training.
         """
-        samples = self.occupancy.sampling(rays, self.step_length(), jitter)
+        samples = self.occupancy.sampling(rays, step or self.step_length(self.min_step), jitter)
         index = samples.ray_indices
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * samples.t_mid[:, None]

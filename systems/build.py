@@ -40,10 +40,11 @@ def build_neus(cfg: Config, device: torch.device) -> NeuS:
     radiance = RadianceNetwork(sdf.n_features, m.radiance.hidden, m.radiance.layers, m.radiance.sh_degree)
     o = m.occupancy
     occupancy = OccupancyGrid(m.radius, o.resolution, o.threshold, o.decay, o.every, o.margin, choose("march", cfg.backend.march, device))
-    step = 2 * 3**0.5 * m.radius / m.samples_per_ray
+    diagonal = 2 * 3**0.5 * m.radius
+    step, test_step = diagonal / m.samples_per_ray, diagonal / max(m.samples_per_ray, m.samples_per_ray_test)
     composite = choose("composite", cfg.backend.composite, device)
     variance = Variance(m.variance.init, m.variance.max_inv_s)
-    return NeuS(sdf, radiance, variance, occupancy, m.radius, step, ramp(g.levels), m.cos_anneal_end, composite)
+    return NeuS(sdf, radiance, variance, occupancy, m.radius, step, test_step, ramp(g.levels), m.cos_anneal_end, composite)
 
 
 MODELS = {"neus": (build_neus, NeuSSystem)}

@@ -107,10 +107,10 @@ class NeuSSystem:
     @torch.no_grad()
     def render_view(self, rays: Rays, background: Tensor, progress: float = 1.0, chunk: int = 4096) -> Render:
         """All rays of a view [R] over a background colour [3], `chunk` at a time; no jitter, no random numbers."""
-        parts, start = [], 0
+        parts, start, step = [], 0, self.model.step_length(self.model.test_step)
         while start < len(rays):
             try:
-                parts.append(self.model.render(rays[slice(start, start + chunk)], progress, background).render)
+                parts.append(self.model.render(rays[slice(start, start + chunk)], progress, background, step=step).render)
                 start += chunk
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()

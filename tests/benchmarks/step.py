@@ -56,7 +56,7 @@ class Stopwatch:
             self.seconds[label] += self.now() - began
             return out
 
-        object.__setattr__(owner, method, timed)
+        setattr(owner, method, timed)
 
 
 def rates(device: torch.device) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from utils.log import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "seed=5", "model.grid.n_levels=4", "model.grid.levels=4", "model.grid.log2_size=10", "model.grid.base=4", "model.grid.top=32", "model.samples_per_ray=128",
+    "seed=5", "model.grid.n_levels=4", "model.grid.levels=4", "model.grid.log2_size=10", "model.grid.base=4", "model.grid.top=32", "model.samples_per_ray=128", "model.samples_per_ray_test=128",
     "model.occupancy.resolution=24", "trainer.target_samples=2048", "trainer.n_rays=64", "trainer.max_rays=256", "trainer.val_minutes=0",
     "trainer.device=cpu", "trainer.log_every=5", "loss.eikonal_points=128", "dataset.hold_every=4", "export.resolution=40", "export.coarse=24",
     "dataset.test_steps=3",
