@@ -10,7 +10,8 @@ import trimesh
 from confs.schema import Config
 from utils.errors import UserError
 from utils.log import RunFolder
-from utils.mesh import cull_by_masks, extract, keep_components, save_mesh, transform
+from utils.marching_cubes import extract
+from utils.mesh import cull_by_masks, keep_components, save_mesh, transform
 from utils.rays import Scene
 
 log = logging.getLogger("neus")

@@ -194,7 +194,7 @@ def test_gpu_is_the_twin_and_nerfacc(levels, res):
     estimator = nerfacc.OccGridEstimator([-RADIUS] * 3 + [RADIUS] * 3, resolution=res, levels=levels).cuda()
     estimator.binaries = grid.cuda()
     near = rays.near + jitter * 0.01
-    index, t_starts, t_ends = estimator.sampling(
+    index, t_starts, _ = estimator.sampling(
         rays.origins.cuda(), rays.dirs.cuda(), t_min=near.cuda(), t_max=rays.far.cuda(), render_step_size=0.01
     )
     theirs = torch.bincount(index, minlength=2000).cpu()

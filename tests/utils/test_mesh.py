@@ -4,6 +4,7 @@ import pytest
 import torch
 import trimesh
 
+from utils import marching_cubes as S
 from utils import mesh as M
 from utils.errors import UserError
 from utils.rays import Cameras
@@ -24,7 +25,7 @@ def closed(mesh):
 
 @pytest.mark.parametrize("f, euler, volume", [(sphere(), 2, 4 / 3 * np.pi * 0.6**3), (torus, 0, 2 * np.pi**2 * 0.5 * 0.15**2)])
 def test_known_surfaces(f, euler, volume):
-    mesh = M.extract(f, 1.0, 160)
+    mesh = S.extract(f, 1.0, 160)
     assert mesh.is_watertight and closed(mesh) and mesh.euler_number == euler
     assert f(torch.from_numpy(mesh.vertices)).abs().max() < 1e-3
     assert mesh.volume == pytest.approx(volume, rel=2e-3)  # positive: normals point outwards
@@ -33,11 +34,11 @@ def test_known_surfaces(f, euler, volume):
 
 
 def test_agrees_with_dense_marching_cubes_on_the_same_lattice():
-    f = M._Clipped(torus, 1.0, 0.0, "cpu", 10**6)
-    cells, corner, size = M._coarse_cells(f, 64, 1.5)
-    lat = M._lattice(cells, corner, size, 100, 1.0)
-    mesh = M.extract(torus, 1.0, 100, coarse=64)
-    axis = [lat.origin[i] + lat.h * np.arange(lat.blocks * M.B + 1) for i in range(3)]
+    f = S._Clipped(torus, 1.0, 0.0, "cpu", 10**6)
+    cells, corner, size = S._coarse_cells(f, 64, 1.5)
+    lat = S._lattice(cells, corner, size, 100, 1.0)
+    mesh = S.extract(torus, 1.0, 100, coarse=64)
+    axis = [lat.origin[i] + lat.h * np.arange(lat.blocks * S.B + 1) for i in range(3)]
     grid = torch.from_numpy(np.stack(np.meshgrid(*axis, indexing="ij"), -1).reshape(-1, 3))
     dense = torus(grid).reshape(len(axis[0]), len(axis[1]), len(axis[2])).numpy()
     vertices, faces = mcubes.marching_cubes(dense, 0.0)
@@ -51,41 +52,41 @@ def test_thin_parts_are_followed_across_blocks():
         t = ((x - a) @ (b - a) / (b - a).square().sum()).clamp(0, 1)
         return torch.minimum((x - a - t[:, None] * (b - a)).norm(dim=1) - 0.006, (x - a).norm(dim=1) - 0.1)
 
-    mesh = M.extract(rod_and_ball, 1.0, 400, coarse=64)
+    mesh = S.extract(rod_and_ball, 1.0, 400, coarse=64)
     assert closed(mesh) and mesh.euler_number == 2
     assert np.abs(mesh.bounds[1] - [0.606, 0.506, mesh.bounds[1][2]]).max() < 5e-3
 
 
 def test_follows_a_field_steeper_than_the_bound():
-    mesh = M.extract(lambda x: 20 * torus(x), 1.0, 120)
+    mesh = S.extract(lambda x: 20 * torus(x), 1.0, 120)
     assert closed(mesh) and mesh.euler_number == 0
 
 
 def test_noisy_arithmetic_leaves_no_seam():
     """Values that change in the last bits from one call to the next must not open the mesh."""
     g = torch.Generator().manual_seed(0)
-    mesh = M.extract(lambda x: x.abs().max(dim=1).values - 0.5 + 2e-7 * torch.randn(len(x), generator=g), 1.0, 100)
+    mesh = S.extract(lambda x: x.abs().max(dim=1).values - 0.5 + 2e-7 * torch.randn(len(x), generator=g), 1.0, 100)
     assert closed(mesh)
 
 
 def test_flat_faces_on_lattice_points():
-    mesh = M.extract(lambda x: (x.abs().max(dim=1).values - 0.5).mul(64).round() / 64, 1.0, 64, coarse=32)
+    mesh = S.extract(lambda x: (x.abs().max(dim=1).values - 0.5).mul(64).round() / 64, 1.0, 64, coarse=32)
     assert closed(mesh)
 
 
 def test_surface_cut_by_the_sphere_closes_on_it():
-    mesh = M.extract(lambda x: x[:, 2] - 0.2, 1.0, 128)
+    mesh = S.extract(lambda x: x[:, 2] - 0.2, 1.0, 128)
     assert closed(mesh) and np.linalg.norm(mesh.vertices, axis=1).max() < 1.001
     assert mesh.volume == pytest.approx(np.pi * (2 / 3 + 0.2 - 0.2**3 / 3), rel=0.01)
 
 
 def test_radius_and_level():
-    mesh = M.extract(sphere(1.0), 2.0, 96, level=0.3)
+    mesh = S.extract(sphere(1.0), 2.0, 96, level=0.3)
     assert np.linalg.norm(mesh.vertices, axis=1) == pytest.approx(1.3, abs=2e-3)
 
 
 def test_small_object_gets_the_whole_resolution():
-    mesh = M.extract(lambda x: (x - 0.3).norm(dim=1) - 0.03, 1.0, 96)
+    mesh = S.extract(lambda x: (x - 0.3).norm(dim=1) - 0.03, 1.0, 96)
     assert closed(mesh) and len(mesh.vertices) > 3000
 
 
@@ -93,7 +94,7 @@ def test_resolution_512_is_quick():
     import time
 
     start = time.perf_counter()
-    mesh = M.extract(sphere(0.4), 1.0, 512)
+    mesh = S.extract(sphere(0.4), 1.0, 512)
     assert time.perf_counter() - start < 30 and mesh.is_watertight
 
 
@@ -102,7 +103,7 @@ def test_resolution_512_is_quick():
 )
 def test_errors_say_what_the_field_does(f, words):
     with pytest.raises(UserError, match=words):
-        M.extract(f, 1.0, 64, coarse=32)
+        S.extract(f, 1.0, 64, coarse=32)
 
 
 def three_balls():
