@@ -1,16 +1,19 @@
 """Ablations: scenes x recipes x seeds -> one table, resumable.
 
     python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default smoothstep --seeds 1 2 3 --minutes 3
+    python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default see-grid --steps 2000
     python -m tests.benchmarks.recipes --scenes data/bunny --recipes default --judge "python judge.py {mesh} {truth} --scene {scene}"
 
-A recipe is a line of RECIPES, or given as NAME:key=value,key=value. Each cell of the table is one run of run.py in
-outputs/recipes/<scene>-<recipe>-<seed>-<minutes>; a finished one is not run again, so the table can be continued and widened at
+A recipe is a line of RECIPES, or given as NAME:key=value,key=value. --steps instead of --minutes compares at equal steps, which a
+busy machine does not disturb (the column of minutes then shows what each took). Each cell of the table is one run of run.py in
+outputs/recipes/<scene>-<recipe>-<seed>-<budget>; a finished one is not run again, so the table can be continued and widened at
 any time. The mesh is judged by `systems/mesh_eval.py` over the whole truth, or by a command that prints a JSON object
 with `chamfer`, `normal` and perhaps `half_px`.
 """
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import subprocess
@@ -27,11 +30,17 @@ RECIPES = {
     "softplus": ["model.sdf.activation=softplus"],
     "quadratic": ["model.sdf.activation=quadratic"],
     "relu": ["model.sdf.activation=relu"],
-    "all-levels": ["model.grid.levels=14"],
-    "no-curvature": ["loss.curvature=0"],
+    "all-levels": ["model.grid.levels=12"],
+    "14-levels": ["model.grid.n_levels=14", "model.grid.top=1024", "model.grid.levels=[4,14,0,0.5]"],
+    "levels-0.3": ["model.grid.levels=[4,12,0,0.3]"],
+    "levels-0.8": ["model.grid.levels=[4,12,0,0.8]"],
+    "curvature": ["loss.curvature=[0.02,0,0.3,1]"],
     "no-sphere-eikonal": ["loss.eikonal_points=0"],
     "eikonal-0.03": ["loss.eikonal=0.03"],
     "occupancy-96": ["model.occupancy.resolution=96"],
+    "512-a-ray": ["model.samples_per_ray=512"],
+    "1024-a-ray": ["model.samples_per_ray=1024"],
+    "grid-lr-0.005": ["optim.lr_grid=0.005"],
     "half-samples": ["trainer.target_samples=8192"],
     "double-samples": ["trainer.target_samples=32768"],
     "see-grid": ["model.radiance.see_grid=true"],
@@ -40,12 +49,13 @@ RECIPES = {
 
 def run_one(scene: Path, recipe: str, changes: list[str], seed: int, args: argparse.Namespace) -> dict | None:
     """One cell: train unless it is done, judge the mesh; None when the run failed."""
-    name = f"{scene.name}-{recipe}-{seed}-{args.minutes:g}"
+    name = f"{scene.name}-{recipe}-{seed}-" + (f"{args.steps}steps" if args.steps else f"{args.minutes:g}")
     folder = ROOT / args.out / "recipes" / name
     result = folder / "cell.json"
     if result.exists():
         return json.loads(result.read_text())
-    words = ["--config", args.config, "--train", f"dataset.root_dir={scene}", f"trainer.max_minutes={args.minutes}", "trainer.max_steps=1000000", "name=recipes",
+    budget = [f"trainer.max_steps={args.steps}"] if args.steps else [f"trainer.max_minutes={args.minutes}", "trainer.max_steps=1000000"]
+    words = ["--config", args.config, "--train", f"dataset.root_dir={scene}", *budget, "name=recipes",
              f"trainer.outputs_dir={args.out}", f"trainer.trial_name={name}", f"seed={seed}", "dataset.test_steps=1", "trainer.val_minutes=0", *changes]  # fmt: skip
     done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -53,7 +63,13 @@ def run_one(scene: Path, recipe: str, changes: list[str], seed: int, args: argpa
         return None
     test = json.loads((folder / "test/metrics.json").read_text())
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    cell = {"psnr": test["psnr"], "psnr_masked": test["psnr_masked"], "steps": last["step"], "inv_s": last.get("inv_s")}
+    cell = {
+        "psnr": test["psnr"],
+        "psnr_masked": test["psnr_masked"],
+        "steps": last["step"],
+        "inv_s": last.get("inv_s"),
+        "minutes": last["seconds"] / 60,
+    }
     cell |= judge(folder / "mesh/mesh.ply", scene, args.judge)
     result.write_text(json.dumps(cell))
     return cell
@@ -73,7 +89,7 @@ def judge(mesh: Path, scene: Path, command: str | None) -> dict:
     return {"chamfer": own["chamfer"], "normal": own["normal_consistency"]}
 
 
-def table(cells: dict[tuple[str, str], list[dict]], minutes: float) -> str:
+def table(cells: dict[tuple[str, str], list[dict]]) -> str:
     """Markdown: mean over the seeds (and the spread of the Chamfer distance)."""
     lines = [
         "| scene | recipe | minutes | seeds | half px | Chamfer | normals | PSNR | masked | steps |",
@@ -89,7 +105,7 @@ def table(cells: dict[tuple[str, str], list[dict]], minutes: float) -> str:
 
     for (scene, recipe), rows in cells.items():
         figures = [mean(rows, *k) for k in (("half_px", 2), ("chamfer", 5), ("normal", 4), ("psnr", 2), ("psnr_masked", 2), ("steps", 0))]
-        lines.append(f"| {scene} | {recipe} | {minutes:g} | {len(rows)} | {' | '.join(figures)} |")
+        lines.append(f"| {scene} | {recipe} | {mean(rows, 'minutes', 1)} | {len(rows)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -99,6 +115,7 @@ def main() -> None:
     p.add_argument("--recipes", nargs="+", default=["default"], help=", ".join(RECIPES) + ", or NAME:key=value,key=value")
     p.add_argument("--seeds", nargs="+", type=int, default=[1])
     p.add_argument("--minutes", type=float, default=3)
+    p.add_argument("--steps", type=int, help="a budget of steps instead of minutes")
     p.add_argument("--config", default="confs/dtu-wmask.yaml")
     p.add_argument("--out", default="outputs")
     p.add_argument("--judge")
@@ -109,10 +126,10 @@ def main() -> None:
         recipe, colon, given = word.partition(":")
         if not colon and recipe not in RECIPES:
             p.error(f"unknown recipe {recipe}; one of {', '.join(RECIPES)}, or NAME:key=value")
-        cell = run_one(scene, recipe, given.split(",") if colon else RECIPES[recipe], seed, args)
+        cell = run_one(scene, recipe, re.split(r",(?![^[]*\])", given) if colon else RECIPES[recipe], seed, args)
         if cell:
             cells.setdefault((scene.name, recipe), []).append(cell)
-    print(table(cells, args.minutes))
+    print(table(cells))
 
 
 if __name__ == "__main__":
