@@ -3,14 +3,17 @@
     python -m tests.benchmarks.ops [--device cpu|cuda] [--quick] [--repeat N] [--threads N] [--only march ...]
 
 Medians of interleaved runs in one process, first runs not counted. On the CPU everything is measured twice: as PyTorch
-comes (freed memory goes back to the system, and every large tensor pays for fresh pages), and with the heap kept as our
-program keeps it (`utils/device.py`), which makes twin and kernel faster, the twin more.
+comes (freed memory goes back to the system, and every large tensor pays for fresh pages; idle threads spin), and as the
+program runs (the heap is kept, idle threads sleep: `utils/device.py`, `run.py`), which makes twin and kernel faster.
 """
 
 import argparse
 import math
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +168,10 @@ def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
     }
 
 
+GROUPS = {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops}
+HEAPS = {"stock": ", as PyTorch comes", "kept": ", as the program runs"}
+
+
 def measure(runs: Runs, repeat: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each column; slow ones run less often."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -208,17 +215,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the size")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores; on a shared machine compare with 1")
-    parser.add_argument(
-        "--only", nargs="*", choices=["hash", "field", "march", "composite"], default=["hash", "field", "march", "composite"]
-    )
+    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--heap", choices=list(HEAPS), help="measure this setting of the CPU alone")
     args = parser.parse_args()
-    device, groups = torch.device(args.device), {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops}
-    for keep in (False, True) if device.type == "cpu" else (True,):
-        setup_threads(args.threads, keep_heap=keep)
+    device = torch.device(args.device)
+    if device.type == "cuda" or args.heap:
+        setup_threads(args.threads, keep_heap=args.heap != "stock")
         torch.manual_seed(0)
-        rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in groups[group](device, args.quick).items()}
-        heap = "" if device.type == "cuda" else ", heap kept" if keep else ", as PyTorch comes"
-        print(f"{machine(device)}{heap}\n\n{table(rows)}\n")
+        rows = {name: measure(runs, args.repeat, device) for group in args.only for name, runs in GROUPS[group](device, args.quick).items()}
+        print(f"{machine(device)}{HEAPS.get(args.heap, '')}\n\n{table(rows)}\n")
+        return
+    for heap, policy in (("stock", {}), ("kept", {"OMP_WAIT_POLICY": "PASSIVE"})):  # both are settled when a process starts
+        command = [sys.executable, "-m", "tests.benchmarks.ops", *sys.argv[1:], "--heap", heap]
+        if code := subprocess.run(command, env={**os.environ, **policy}).returncode:
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -64,11 +64,13 @@ def away_from_faces(n, spec, margin=1e-4):
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
 @pytest.mark.parametrize("smoothstep", [False, True])
 @pytest.mark.parametrize("n_levels", [6, 3, 0])
-def test_kernel_against_twin(features, smoothstep, n_levels):
+@pytest.mark.parametrize("half", [False, True])
+def test_kernel_against_twin(features, smoothstep, n_levels, half):
     from encoder.hashgrid_warp import encode_warp
 
-    spec = HashGridSpec(n_features=features, smoothstep=smoothstep, **SPEC)
-    table = torch.randn(spec.offsets[-1], features, requires_grad=True)
+    spec = HashGridSpec(n_features=features, smoothstep=smoothstep, half=half, **SPEC)
+    table = torch.randn(spec.offsets[-1], features)
+    table = (table.half().float() if half else table).requires_grad_(True)  # of values that float16 holds
     x = away_from_faces(500, spec).requires_grad_(True)
     results = []
     for encode in (encode_warp, encode_torch):
