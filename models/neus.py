@@ -10,7 +10,7 @@ from models.density import Variance, neus_alpha
 from models.estimators import OccupancyGrid
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
-from models.volrend import accumulate, weights_from_alpha
+from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Ramp
 
@@ -89,12 +89,11 @@ class NeuS(nn.Module):
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)  # [S, 3]
         cosine = (dirs * normal).sum(-1)
         alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress))
-        weights, _ = weights_from_alpha(alpha, samples.offsets, EARLY_STOP, backend=self.composite_backend)
 
         encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, index)
         colour = self.radiance(field.feature, normal, encoded)
         per_sample = torch.cat([colour, normal, samples.t_mid[:, None], torch.ones_like(colour[:, :1])], 1)
-        sums = accumulate(weights, per_sample, samples.offsets, index, backend=self.composite_backend)  # [R, 8]
+        sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
         render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6])
         return Traced(render, samples, field, weights, more)

@@ -104,6 +104,22 @@ def accumulate(weights: Tensor, values: Tensor | None, offsets: Tensor, ray_indi
     return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
 
 
+def composite(
+    alpha: Tensor, values: Tensor, offsets: Tensor, ray_indices: Tensor, early_stop: float = 0.0, backend: str = "torch"
+) -> tuple[Tensor, Tensor]:
+    """(sums [R, C] of weight times value over each ray, weights [S]) of opacities alpha [S] and values [S, C].
+
+    `weights_from_alpha`, then `accumulate`; Warp does both in one walk along the ray.
+    """
+    _check(offsets, alpha, values, ray_indices)
+    if backend == "warp" and len(alpha):
+        from models.volrend_warp import Composite
+
+        return Composite.apply(alpha.contiguous(), values.to(alpha.dtype).contiguous(), offsets, early_stop)
+    weights, _ = weights_from_alpha(alpha, offsets, early_stop, backend)
+    return accumulate(weights, values, offsets, ray_indices, backend), weights
+
+
 def _distortion_torch(weights: Tensor, mids: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:
     rays = _Padded(offsets)
     w, m = rays.pad(weights), rays.pad(mids)

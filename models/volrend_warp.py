@@ -113,6 +113,59 @@ def accumulators(channels: int) -> tuple:
     return accumulate, accumulate_backward
 
 
+@functools.cache
+def compositors(channels: int) -> tuple:
+    """(forward, backward) of weights and sums in one walk, for values of so many channels."""
+    vec = wp.types.vector(length=channels, dtype=wp.float32)
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def composite(
+        alphas: floats, values: wp.array(dtype=vec), offsets: ints, early_stop: float, begin: int, stop: int, run: int,
+        out: wp.array(dtype=vec), weights: floats, trans: floats,
+    ):  # fmt: skip
+        first = begin + wp.tid() * run
+        for r in range(first, wp.min(first + run, stop)):
+            t = float(1.0)
+            total = vec()
+            for i in range(int(offsets[r]), int(offsets[r + 1])):
+                alpha = alphas[i]
+                w = wp.where(t < early_stop, 0.0, t * alpha)
+                trans[i] = t
+                weights[i] = w
+                total += w * values[i]
+                t = t * (1.0 - alpha)
+            out[r] = total
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def composite_backward(
+        alphas: floats, values: wp.array(dtype=vec), trans: floats, offsets: ints, early_stop: float, d_out: wp.array(dtype=vec),
+        d_weights: floats, begin: int, stop: int, run: int, d_alphas: floats, d_values: wp.array(dtype=vec),
+    ):  # fmt: skip
+        first = begin + wp.tid() * run
+        want_values = d_values.shape[0] > 0
+        for r in range(first, wp.min(first + run, stop)):
+            start = int(offsets[r])
+            n = int(offsets[r + 1]) - start
+            d = d_out[r]
+            behind = float(0.0)
+            for back in range(n):
+                i = start + n - 1 - back
+                alpha, t = alphas[i], trans[i]
+                g = float(0.0)
+                w = float(0.0)
+                if t >= early_stop:
+                    w = t * alpha
+                    g = wp.dot(d, values[i])
+                    if d_weights.shape[0] > 0:
+                        g += d_weights[i]
+                d_alphas[i] = t * (g - behind)
+                behind = alpha * g + (1.0 - alpha) * behind
+                if want_values:
+                    d_values[i] = w * d
+
+    return composite, composite_backward
+
+
 @wp.kernel(module="unique", enable_backward=False)
 def _distortion(weights: floats, mids: floats, lengths: floats, offsets: ints, begin: int, stop: int, run: int, out: floats):
     first = begin + wp.tid() * run
@@ -233,6 +286,34 @@ class Accumulate(torch.autograd.Function):
         inputs = [_f(weights), vec(values), ctx.ones, _i(offsets), vec(d_out.contiguous())]
         _over_rays(kernel, inputs, [_f(d_weights), vec(d_values)], offsets, len(weights))
         return d_weights, d_values if wanted else None, None
+
+
+class Composite(torch.autograd.Function):
+    """alphas [S], values [S, C] -> (sums [R, C], weights [S]): `Weights` and `Accumulate` in one walk each way."""
+
+    @staticmethod
+    def forward(ctx, alphas: Tensor, values: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
+        out = values.new_empty(len(offsets) - 1, values.shape[1])
+        weights, trans = torch.empty_like(alphas), torch.empty_like(alphas)
+        kernel, vec = compositors(values.shape[1])[0], _vec(values.shape[1])
+        _over_rays(kernel, [_f(alphas), vec(values), _i(offsets), early_stop], [vec(out), _f(weights), _f(trans)], offsets, len(alphas))
+        ctx.save_for_backward(alphas, values, trans, offsets)
+        ctx.set_materialize_grads(False)
+        ctx.early_stop = early_stop
+        return out, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out: Tensor | None, d_weights: Tensor | None):
+        alphas, values, trans, offsets = ctx.saved_tensors
+        channels = values.shape[1]
+        d_out = values.new_zeros(len(offsets) - 1, channels) if d_out is None else d_out.contiguous()
+        d_weights = alphas.new_empty(0) if d_weights is None else d_weights.contiguous()
+        d_alphas, d_values = torch.empty_like(alphas), values.new_empty(values.shape if ctx.needs_input_grad[1] else (0, channels))
+        kernel, vec = compositors(channels)[1], _vec(channels)
+        inputs = [_f(alphas), vec(values), _f(trans), _i(offsets), ctx.early_stop, vec(d_out), _f(d_weights)]
+        _over_rays(kernel, inputs, [_f(d_alphas), vec(d_values)], offsets, len(alphas))
+        return d_alphas, d_values if ctx.needs_input_grad[1] else None, None, None
 
 
 class Distortion(torch.autograd.Function):

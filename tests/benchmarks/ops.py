@@ -24,7 +24,7 @@ from torch import Tensor
 from encoder.hashgrid import HashGrid, HashGridSpec
 from models.march import march
 from models.sdf import SDFNetwork
-from models.volrend import accumulate, distortion, weights_from_alpha
+from models.volrend import accumulate, composite, distortion, weights_from_alpha
 from process_data.rays import sphere_span
 from utils.device import setup_threads
 from utils.rays import Rays
@@ -134,13 +134,8 @@ def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
             return nerfacc.accumulate_along_rays(w, v, index, n)
         return accumulate(w, v, offsets, index, backend)
 
-    def composite(backend: str) -> object:
-        a, v, _ = leaves
-        if backend == "nerfacc":
-            w = nerfacc.render_weight_from_alpha(a, packed_info=torch.stack([offsets[:-1], counts], -1))[0]
-        else:
-            w = weights_from_alpha(a, offsets, 1e-4, backend)[0]
-        return torch.autograd.grad((colour(w, v, backend) * d).sum(), (a, v))
+    def both(backend: str) -> object:
+        return torch.autograd.grad((composite(leaves[0], leaves[1], offsets, index, 1e-4, backend)[0] * d).sum(), leaves[:2])
 
     def weigh(backend: str) -> object:
         if backend == "nerfacc":
@@ -160,7 +155,7 @@ def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
     named = {
         "weights": (weigh, every),
         "accumulate": (add, every),
-        "compositing (weights, colour)": (composite, every),
+        "compositing (weights, colour)": (both, every),
         "distortion": (distort, ours),
     }
     return {

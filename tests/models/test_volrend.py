@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from models import volrend_warp
-from models.volrend import accumulate, distortion, weights_from_alpha, weights_from_density
+from models.volrend import accumulate, composite, distortion, weights_from_alpha, weights_from_density
 
-OPS = ["alpha", "density", "accumulate", "ones", "distortion"]
+OPS = ["alpha", "density", "accumulate", "ones", "composite", "distortion"]
 COUNTS = {
     "mixed": [3, 0, 0, 7, 1, 0, 40, 2, 0],
     "long": [2000, 0, 1500, 1],
@@ -52,6 +52,9 @@ class Case:
         if op == "accumulate":
             x = (leaf(self.weights), leaf(self.values))
             return x, (accumulate(*x, self.offsets, self.rays, backend),)
+        if op == "composite":
+            x = (leaf(self.alpha), leaf(self.values))
+            return x, composite(*x, self.offsets, self.rays, early_stop, backend)
         if op == "ones":
             x = (leaf(self.weights),)
             return x, (accumulate(*x, None, self.offsets, self.rays, backend),)
@@ -82,6 +85,9 @@ def slow(op: str, c: Case) -> list[torch.Tensor]:
         w, m, dt = c.weights.double(), (c.t_starts.double() + c.t_ends.double()) / 2, c.t_ends.double() - c.t_starts.double()
         pairs = lambda a, b: (w[a:b, None] * w[a:b] * (m[a:b, None] - m[a:b]).abs()).sum() + (w[a:b] ** 2 * dt[a:b]).sum() / 3  # noqa: E731
         return [torch.stack([pairs(a, b) for a, b in zip(edges, edges[1:])])]
+    if op == "composite":
+        weights = slow("alpha", c)[0]
+        return [torch.stack([(weights[a:b, None] * c.values.double()[a:b]).sum(0) for a, b in zip(edges, edges[1:])]), weights]
     alpha = c.alpha.double() if op == "alpha" else -torch.expm1(-c.sigma.double() * (c.t_ends.double() - c.t_starts.double()))
     weights, trans = torch.zeros_like(alpha), torch.zeros_like(alpha)
     for a, b in zip(edges, edges[1:]):
@@ -125,6 +131,8 @@ def test_gradcheck(op):
             return weights_from_density(*inputs, c.offsets)
         if op == "distortion":
             return distortion(*inputs, c.offsets)
+        if op == "composite":
+            return composite(*inputs, c.offsets, c.rays)
         return accumulate(inputs[0], inputs[1] if op == "accumulate" else None, c.offsets, c.rays)
 
     assert torch.autograd.gradcheck(f, x)
@@ -165,6 +173,19 @@ def test_early_stop(op, backend):
     y, twin = c.run(op, "torch", 0.03)
     for got, want in zip(gradients(x, outputs), gradients(y, twin)):
         close(got, want, 1e-4)
+
+
+@pytest.mark.parametrize("stop", [0.0, 0.03])
+def test_composite_is_weights_and_accumulate(stop):
+    """Either output alone, and values that want no gradient."""
+    c = Case(COUNTS["many"], extremes=False)
+    for wanted in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        (x, both), (y, twin) = c.run("composite", "warp", stop), c.run("composite", "torch", stop)
+        for got, want in zip(gradients(x[:1], both[wanted]), gradients(y[:1], twin[wanted])):
+            close(got, want, 1e-4)
+    alpha = c.alpha.clone().requires_grad_(True)
+    sums, _ = composite(alpha, c.values, c.offsets, c.rays, stop, "warp")
+    assert torch.autograd.grad(sums.sum(), alpha)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["torch", "warp"])
