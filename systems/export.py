@@ -9,9 +9,10 @@ import trimesh
 
 from confs.schema import Config
 from utils.errors import UserError
+from utils.image import write_png
 from utils.log import RunFolder
 from utils.marching_cubes import extract
-from utils.mesh import cull_by_masks, keep_components, save_mesh, transform
+from utils.mesh import cull_by_masks, keep_components, render_mesh, save_mesh, transform
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
@@ -57,7 +58,29 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
         e.keep,
         paths[0],
     )
+    write_png(run / "mesh/mesh.png", picture(mesh, scene))
     return mesh
+
+
+def picture(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
+    """The mesh as n of the cameras see it that stand far apart: its colours above, a light at the camera below."""
+    to_world, cameras = scene.to_world.numpy(), scene.cameras
+    centres = cameras.c2w[:, :, 3].numpy()
+    chosen = [0]
+    while len(chosen) < min(n, len(centres)):
+        away = np.linalg.norm(centres[:, None] - centres[chosen], axis=-1).min(1)
+        chosen.append(int(away.argmax()))
+    scale = float(np.cbrt(np.linalg.det(to_world[:3, :3])))
+    rows = []
+    for color in ("vertex", "shade"):
+        row = []
+        for i in chosen:
+            c2w = np.concatenate(
+                [to_world[:3, :3] @ cameras.c2w[i, :, :3].numpy() / scale, (to_world[:3, :3] @ centres[i] + to_world[:3, 3])[:, None]], 1
+            )
+            row.append(render_mesh(mesh, cameras.K[i], c2w, cameras.height, cameras.width, color))
+        rows.append(np.concatenate(row, 1))
+    return np.concatenate(rows, 0)
 
 
 def compare_with_truth(mesh: trimesh.Trimesh, scene: Scene, cfg: Config, run: RunFolder) -> dict | None:

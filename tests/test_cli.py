@@ -60,6 +60,7 @@ def test_a_whole_run_leaves_the_whole_folder(finished, tiny_scene):
         "ckpt/last.pt",
         "test/metrics.json",
         "mesh/mesh.ply",
+        "mesh/mesh.png",
         "mesh/mesh.obj",
     ):
         assert (finished / name).stat().st_size > 0, name
