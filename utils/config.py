@@ -41,6 +41,16 @@ PRESETS = {
 }
 
 
+# what makes a recipe with masks one without: `confs/dtu.yaml` over `confs/dtu-wmask.yaml`
+MASK_FREE = {"dataset": {"apply_mask": False}, "model": {"background": "learned"}, "loss": {"mask": 0}}
+
+
+def without_masks(config: Config) -> Config:
+    """The config with the mask-free recipe in place of the masked one."""
+    parts = {section: dataclasses.replace(getattr(config, section), **changes) for section, changes in MASK_FREE.items()}
+    return dataclasses.replace(config, **parts)
+
+
 def _register() -> None:
     register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
     for name, function in RESOLVERS.items():
