@@ -59,7 +59,7 @@ class Background(nn.Module):
         density, feature = self.field(x.reshape(-1, 3))
         weights = dense_weights(density.view(x.shape[:2]), proposed.t_starts, proposed.t_ends, opaque_end=True)
         dirs = self.radiance.encode_dirs(some.dirs)
-        dirs = dirs[:, None].expand(-1, self.n_samples, -1).reshape(len(density), -1)
+        dirs = dirs[:, None].expand(-1, self.n_samples, -1).reshape(len(density), dirs.shape[-1])
         colour = self.radiance(feature, None, dirs).view(*x.shape[:2], 3)
         rgb = (weights[..., None] * colour).sum(1)
         return Behind(rgb.new_zeros(len(rays), 3).index_copy(0, seen, rgb), seen, proposed, weights)

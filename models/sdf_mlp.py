@@ -8,6 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from models.network import softplus
 from models.sdf import by_autograd, by_differences
+from utils.errors import UserError
 from utils.rays import FieldOutput
 
 
@@ -23,6 +24,8 @@ class SDFMLP(nn.Module):
         self.normals, self.eps, self.taps = "analytic", 0.0, 6
         self.n_features = n_features + 3  # the point itself goes to the colour too
         n_in = 3 + encoding.width
+        if skip and hidden <= n_in:
+            raise UserError(f"model.sdf.hidden: must exceed the {n_in} inputs that enter again at model.sdf.skip={skip}, got {hidden}")
         widths = [n_in, *[hidden] * layers, 1 + n_features]
         self.layers = nn.ModuleList()
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
