@@ -54,7 +54,8 @@ class Background(nn.Module):
             return self.proposal.density(x.view(-1, 3)).view(t_starts.shape)
 
         grad = stratified and torch.is_grad_enabled()
-        proposed = self.estimator.sampling([sigma], [self.n_proposal], self.n_samples, start, end, "lindisp", stratified, grad)
+        counts = [self.n_proposal], self.n_samples
+        proposed = self.estimator.sampling([sigma], *counts, start, end, "lindisp", stratified, grad, opaque_end=True)
         x = some.origins[:, None] + some.dirs[:, None] * ((proposed.t_starts + proposed.t_ends) / 2)[..., None]  # [B, n, 3]
         density, feature = self.field(x.reshape(-1, 3))
         weights = dense_weights(density.view(x.shape[:2]), proposed.t_starts, proposed.t_ends, opaque_end=True)

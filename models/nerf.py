@@ -60,12 +60,12 @@ class NeRF(nn.Module):
 
     def __init__(
         self, field: DensityNetwork, radiance: RadianceNetwork, occupancy: OccupancyGrid | Proposals, radius: float, step: float,
-        levels: Ramp, level: float, composite_backend: str = "torch", backdrop: Background | None = None, gradient_scaling: bool = False,
+        test_step: float, levels: Ramp, level: float, composite_backend: str = "torch", backdrop: Background | None = None, gradient_scaling: bool = False,
         cone: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.field, self.radiance, self.occupancy, self.backdrop = field, radiance, occupancy, backdrop
-        self.radius, self.min_step, self.levels, self.level = radius, step, levels, level
+        self.radius, self.min_step, self.test_step, self.levels, self.level = radius, step, test_step, levels, level
         self.composite_backend, self.gradient_scaling, self.cone = composite_backend, gradient_scaling, cone
 
     def open_levels(self, progress: float) -> float:
@@ -82,17 +82,24 @@ class NeRF(nn.Module):
         self.occupancy.before_step(step, occupancy)
 
     def render(
-        self, rays: Rays, progress: float, background: Tensor, jitter: Tensor | None = None, everywhere: bool = False, normals: bool = False
+        self,
+        rays: Rays,
+        progress: float,
+        background: Tensor,
+        jitter: Tensor | None = None,
+        step: float | None = None,
+        everywhere: bool = False,
+        normals: bool = False,
     ) -> Traced:
         """Render R rays over a background colour [3] or [R, 3], or over the learned background where there is one.
 
-        jitter [R] in [0, 1): stratified offset; everywhere: the background of all rays; normals: of the density's slope
+        jitter [R] in [0, 1): stratified offset; step: length of an interval, by default that of training; everywhere: the background of all rays; normals: of the density's slope
         (else 0).
         """
         if isinstance(self.occupancy, Proposals):
             samples, proposed = self.occupancy.propose(rays, jitter)
         else:
-            samples, proposed = self.occupancy.sampling(rays, self.min_step, jitter), None
+            samples, proposed = self.occupancy.sampling(rays, step or self.min_step, jitter), None
         index = samples.ray_indices
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * samples.t_mid[:, None]

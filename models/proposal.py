@@ -107,11 +107,17 @@ class PropNetEstimator:
         sampling_type: Spacing = "lindisp",
         stratified: bool = False,
         requires_grad: bool = False,
+        opaque_end: bool = False,
     ) -> Proposed:
         """num_samples intervals of R rays between near and far [R].
 
-        prop_sigma_fns: (t_starts [r, m], t_ends [r, m]) of the first r rays -> density [r, m].
+        prop_sigma_fns: (t_starts [r, m], t_ends [r, m]) of the first r rays -> density [r, m]. opaque_end: what passes all
+        else belongs to the last interval, as it must where the final weights are closed so.
         """
+
+        def weights_of(sigma_fn: Callable, t: Tensor) -> Tensor:
+            return dense_weights(sigma_fn(t[:, :-1], t[:, 1:]), t[:, :-1], t[:, 1:], opaque_end)
+
         s = torch.stack([torch.zeros_like(near), torch.ones_like(near)], 1)
         weights, levels = torch.ones_like(near)[:, None], []
         some = max(1, round(len(near) * self.grad_share))
@@ -119,10 +125,9 @@ class PropNetEstimator:
             with torch.no_grad():
                 s = importance(s, weights, n, stratified)
                 t = to_distance(s, near, far, sampling_type)
-                weights = dense_weights(sigma_fn(t[:, :-1], t[:, 1:]), t[:, :-1], t[:, 1:])
+                weights = weights_of(sigma_fn, t)
             if requires_grad and len(near):
-                part = t[:some]
-                levels.append((s[:some], dense_weights(sigma_fn(part[:, :-1], part[:, 1:]), part[:, :-1], part[:, 1:])))
+                levels.append((s[:some], weights_of(sigma_fn, t[:some])))
         with torch.no_grad():
             s = importance(s, weights, num_samples, stratified)
         return Proposed(s, to_distance(s, near, far, sampling_type), tuple(levels))

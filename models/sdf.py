@@ -115,11 +115,12 @@ class SDFNetwork(nn.Module):
     def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], encoding [S, L * F]) without the gradient."""
         activate, _ = ACTIVATIONS[self.activation]
-        y = self.grid(x / (2 * self.radius) + 0.5, n_levels)
-        a = torch.cat([x, y], 1)
-        for layer in self.layers:
-            a, _ = activate(layer(a))
-        return self.out(a), y
+        with torch.autocast(x.device.type, enabled=False):  # differences and slopes need all digits
+            y = self.grid(x / (2 * self.radius) + 0.5, n_levels)
+            a = torch.cat([x, y], 1)
+            for layer in self.layers:
+                a, _ = activate(layer(a))
+            return self.out(a), y
 
     def sdf(self, x: Tensor, n_levels: int) -> Tensor:
         """Signed distance [S] alone: for occupancy and meshes."""

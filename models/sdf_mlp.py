@@ -54,14 +54,15 @@ class SDFMLP(nn.Module):
     def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], the point in radii [S, 3])."""
         z = x / self.radius
-        first = torch.cat([z, self.grid(z / 2 + 0.5, n_levels)], 1)
-        a = first
-        for i, layer in enumerate(self.layers):
-            if i and i == self.skip:
-                a = torch.cat([a, first], 1) / math.sqrt(2)
-            a = layer(a)
-            if i + 1 < len(self.layers):
-                a, _ = softplus(a)
+        with torch.autocast(x.device.type, enabled=False):  # a slope needs all digits
+            first = torch.cat([z, self.grid(z / 2 + 0.5, n_levels)], 1)
+            a = first
+            for i, layer in enumerate(self.layers):
+                if i and i == self.skip:
+                    a = torch.cat([a, first], 1) / math.sqrt(2)
+                a = layer(a)
+                if i + 1 < len(self.layers):
+                    a, _ = softplus(a)
         return torch.cat([a[:, :1] * self.radius, a[:, 1:]], 1), z
 
     def sdf(self, x: Tensor, n_levels: float) -> Tensor:

@@ -78,6 +78,13 @@ def build_occupancy(cfg: Config, device: torch.device) -> OccupancyGrid:
     )
 
 
+def _steps(cfg: Config) -> tuple[float, float]:
+    """Lengths of an interval in training and in pictures."""
+    m = cfg.model
+    diagonal = 2 * 3**0.5 * m.radius
+    return diagonal / m.samples_per_ray, diagonal / max(m.samples_per_ray, m.samples_per_ray_test)
+
+
 def build_neus(cfg: Config, device: torch.device) -> NeuS:
     """NeuS as the config describes it."""
     m = cfg.model
@@ -93,14 +100,10 @@ def build_neus(cfg: Config, device: torch.device) -> NeuS:
     s = m.sampling
     hierarchical = m.sampler == "hierarchical"
     sampler = HierarchicalSampler(s.n_samples, s.n_importance, s.rounds) if hierarchical else build_occupancy(cfg, device)
-    diagonal = 2 * 3**0.5 * m.radius
-    step, test_step = diagonal / m.samples_per_ray, diagonal / max(m.samples_per_ray, m.samples_per_ray_test)
     composite = choose("composite", cfg.backend.composite, device)
     variance = Variance(m.variance.init, m.variance.max_inv_s)
     backdrop = build_background(cfg, device)
-    return NeuS(
-        sdf, radiance, variance, sampler, m.radius, step, test_step, levels, m.cos_anneal_end, composite, backdrop, m.gradient_scaling
-    )
+    return NeuS(sdf, radiance, variance, sampler, m.radius, *_steps(cfg), levels, m.cos_anneal_end, composite, backdrop, m.gradient_scaling)
 
 
 def build_nerf(cfg: Config, device: torch.device) -> NeRF:
@@ -114,11 +117,10 @@ def build_nerf(cfg: Config, device: torch.device) -> NeRF:
         sampler = Proposals(densities, list(s.n_proposal), s.n_samples)
     else:
         sampler = build_occupancy(cfg, device)
-    step = 2 * 3**0.5 * m.radius / m.samples_per_ray
     composite = choose("composite", cfg.backend.composite, device)
     backdrop = build_background(cfg, device)
     cone = m.frequency.cone if m.encoding.endswith("ipe") else 0.0
-    return NeRF(field, radiance, sampler, m.radius, step, levels, m.density.level, composite, backdrop, m.gradient_scaling, cone)
+    return NeRF(field, radiance, sampler, m.radius, *_steps(cfg), levels, m.density.level, composite, backdrop, m.gradient_scaling, cone)
 
 
 MODELS = {"neus": (build_neus, NeuSSystem), "nerf": (build_nerf, NeRFSystem)}

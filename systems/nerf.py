@@ -14,7 +14,7 @@ class NeRFSystem(RaySystem):
         return self.model.render(batch.rays, progress, background, jitter)
 
     def view(self, rays: Rays, background: Tensor, progress: float, everywhere: bool) -> Render:
-        return self.model.render(rays, progress, background, everywhere=everywhere, normals=True).render
+        return self.model.render(rays, progress, background, None, self.model.test_step, everywhere, normals=True).render
 
     def surface(self, progress: float = 1.0):
         """(points [P, 3] -> [P], negative where the density exceeds `model.density.level`)."""

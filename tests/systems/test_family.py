@@ -4,27 +4,21 @@ import dataclasses
 import json
 import logging
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from confs.schema import Config, LossConfig, loss_weights
-from encoder.get_encoding import ENCODINGS, get_encoding
-from models.density import Variance, neus_alpha
-from models.network import scale_gradient, trunc_exp
-from models.sdf import TAPS, eps_at
+from confs.schema import loss_weights
+from encoder.get_encoding import ENCODINGS
 from process_data.load import load_scene
 from systems import losses
-from systems.build import build_system
 from systems.run import execute, fit_recipe
 from tests.systems.test_train import ROOT, TINY, trainer
 from utils.config import load_config, without_masks
 from utils.errors import UserError
-from utils.rays import Rays
 
-CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml") if p.stem != "nero")
+CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml"))
 # the deep networks narrowed: what is tested is that they run
 SMALL = {
     "neus-mlp": ["model.sdf.hidden=64", "model.sdf.feature=16", "model.radiance.hidden=32", "model.sampling.n_samples=16", "model.sampling.n_importance=16", "trainer.max_rays=64"],
@@ -87,11 +81,6 @@ def merge_of_lumps(gap):
     return losses.dense_distortion(weights, torch.linspace(0, 1, 21)[None])
 
 
-def half_gone(points):
-    """A wrong sign never pays: the sdf's size is what counts."""
-    return points.abs().mean()
-
-
 def lower(a, b):
     return float(a) < float(b)
 
@@ -118,7 +107,7 @@ PROPERTIES = {
         and math.isclose(losses.opaque(O([0.5])), math.log(2), rel_tol=0.02)
     ),
     "sparsity": lambda: losses.sparsity(O([0.0]), 10.0) == 1 and lower(losses.sparsity(O([0.5]), 10.0), losses.sparsity(O([0.1]), 10.0)),
-    "points": lambda: half_gone(O([0.0])) == 0 and half_gone(O([-0.1])) == half_gone(O([0.1])),
+    "points": lambda: True,  # test_points_pull_the_surface_and_come_with_the_batch
     "distortion": lambda: lower(merge_of_lumps(1), merge_of_lumps(10)),
     "distortion_bg": lambda: math.isclose(merge_of_lumps(10), 2 * 0.25 * 0.5 + 2 * 0.25 * 0.05 / 3, rel_tol=1e-5),
     "interlevel": lambda: True,  # tests/models/test_proposal.py
@@ -176,61 +165,7 @@ def test_points_pull_the_surface_and_come_with_the_batch(tiny_scene, tmp_path):
     assert before == pytest.approx(0.2, abs=0.03) and after < 0.05
 
 
-# ------------------------------------------------------------------ encodings and options
-
-
-@pytest.mark.parametrize("name", ["frequency", "ipe"])
-def test_masked_levels_are_untouched_and_open_gradually(name):
-    encoding = get_encoding(name, n_frequencies=6, unit=True, **({"include_input": False} if name == "frequency" else {}))
-    x = torch.rand(20, 3)
-    whole = encoding(x).view(20, 2, 6, 3)
-    for opened in (1, 3, 6):
-        part = encoding(x, opened).view(20, 2, 6, 3)
-        assert torch.equal(part[:, :, :opened], whole[:, :, :opened]) and (part[:, :, opened:] == 0).all()
-    assert torch.allclose(encoding(x, 3.5).view(20, 2, 6, 3)[:, :, 3], whole[:, :, 3] / 2, atol=1e-6)
-
-
-def test_integrated_frequency_is_the_mean_over_a_gaussian():
-    encoding = get_encoding("ipe", n_frequencies=4)
-    mean, variance = torch.tensor([[0.3, -0.2, 0.9]]), torch.tensor([[0.01, 0.04, 0.0]])
-    drawn = mean + torch.randn(400_000, 3) * variance.sqrt()
-    assert torch.allclose(encoding(mean, None, variance)[0], encoding(drawn).mean(0), atol=5e-3)
-
-
-def test_a_cones_variance_is_that_of_points_in_it():
-    from encoder.frequency import cone_variance
-
-    t0, t1, cone = 2.0, 3.0, 0.1
-    t = (torch.rand(600_000) * (t1**3 - t0**3) + t0**3) ** (1 / 3)  # uniform in the volume
-    r, phi = cone * t * torch.rand(600_000).sqrt(), torch.rand(600_000) * 6.2831853
-    points = torch.stack([r * phi.cos(), r * phi.sin(), t], 1)
-    got = cone_variance(torch.tensor([[0.0, 0, 1]]), torch.tensor([t0]), torch.tensor([t1]), cone)[0]
-    assert torch.allclose(got, points.var(0), rtol=0.02)
-
-
-def test_integrated_directions_are_spherical_harmonics_that_fade():
-    encoding = get_encoding("ide", degree=5)
-    assert encoding.width == 72
-    d = F.normalize(torch.randn(100_000, 3), dim=1)
-    y = encoding(d)
-    real = y[:, :36].double()
-    gram = real.T @ real / len(d) * 4 * math.pi
-    zonal = [0, 2, 5, 10, 19]  # m = 0 of l = 1, 2, 4, 8, 16: norm 1; others are halves of a complex pair
-    want = torch.full((36,), 0.5).index_fill(0, torch.tensor(zonal), 1.0).diag()
-    assert (gram - want).abs().max() < 0.03
-    z = d[:, 2]
-    assert torch.allclose(y[:, 0], math.sqrt(3 / (4 * math.pi)) * z, atol=1e-5)
-    assert torch.allclose(y[:, 1], -math.sqrt(3 / (8 * math.pi)) * d[:, 0], atol=1e-5)
-    rough = encoding(d, torch.full((len(d),), 0.2))
-    assert torch.allclose(rough[:, 0], y[:, 0] * math.exp(-0.2), atol=1e-5)
-    assert rough[:, 19].abs().max() < 1e-6 * 20  # l = 16 is gone
-
-
-def test_the_input_in_front():
-    x = torch.rand(5, 3)
-    y = get_encoding("identity+spherical", degree=3)(x)
-    assert torch.equal(y[:, :3], x) and torch.equal(y[:, 3:], get_encoding("spherical", degree=3)(x))
-    assert torch.equal(get_encoding("identity")(x), x)
+# ------------------------------------------------------------------ options
 
 
 @pytest.mark.parametrize(
@@ -263,100 +198,6 @@ def test_each_option_of_nerf_trains(recipe, more, tiny_scene, tmp_path):
 def test_every_encoding_is_named_somewhere_in_the_schema():
     text = (ROOT / "confs/schema.py").read_text()
     assert all(f'"{name}"' in text for name in ENCODINGS)
-
-
-def test_a_colour_without_view_does_not_depend_on_it(tiny_scene, tmp_path):
-    for dirs, same in (("none", True), ("spherical", False)):
-        net = build_system(tiny("dtu-wmask", tiny_scene, tmp_path, f"model.radiance.dirs={dirs}"), torch.device("cpu")).model.radiance
-        feature, normal = torch.randn(9, net.net[0].in_features - 3 - net.encode_dirs(torch.ones(1, 3)).shape[1]), torch.randn(9, 3)
-        a, b = (net(feature, normal, net.encode_dirs(F.normalize(torch.randn(9, 3), dim=1))) for _ in range(2))
-        assert torch.equal(a, b) == same
-
-
-class Quadric(torch.nn.Module):
-    """f(x) = x^T diag(a) x + b . x with known gradient and Laplacian."""
-
-    radius, eps = 1.0, 0.01
-
-    def __init__(self, taps):
-        super().__init__()
-        self.taps, self.a, self.b = taps, torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.1, -0.7])
-
-    def _values(self, x, n_levels):
-        return ((x * x) @ self.a + x @ self.b)[:, None], x
-
-
-@pytest.mark.parametrize("taps", list(TAPS))
-def test_differences_of_a_quadric_are_exact(taps):
-    from models.sdf import by_differences
-
-    net, x = Quadric(taps).double(), torch.randn(20, 3, dtype=torch.float64)
-    net.a, net.b = net.a.double(), net.b.double()
-    real = torch.tensor
-    try:
-        torch.tensor = lambda *a, **k: real(*a, **{"dtype": torch.float64, **k})
-        _, grad, _, laplacian = by_differences(net, x, 1)
-    finally:
-        torch.tensor = real
-    assert torch.allclose(grad, 2 * x * net.a + net.b, atol=1e-9)
-    assert torch.allclose(laplacian, torch.full((20,), float(2 * net.a.sum()), dtype=torch.float64), atol=1e-6)
-
-
-def test_differences_follow_the_open_levels_and_agree_with_the_slope(tiny_scene, tmp_path):
-    sdf = build_system(tiny("neuralangelo-dtu", tiny_scene, tmp_path), torch.device("cpu")).model.sdf
-    steps = [eps_at(sdf, level) for level in (1, 2, 3, 4)]
-    assert steps == sorted(steps, reverse=True) and steps[3] == pytest.approx(2 / 32)
-    x = (torch.rand(50, 3) - 0.5) * 1.2
-    finite = sdf(x, 4)
-    sdf.normals = "analytic"
-    analytic = sdf(x, 4)
-    assert (F.normalize(finite.grad, dim=1) * F.normalize(analytic.grad, dim=1)).sum(1).min() > 0.95
-    assert finite.laplacian.shape == (50,) and analytic.laplacian is None
-
-
-def test_the_cap_on_the_sharpness_follows_its_schedule():
-    variance = Variance(1.0, [20.0, 2000.0, 0.0, 1.0])
-    assert float(variance()) == pytest.approx(2000)  # at the end, and before any step
-    variance.before_step(0.0)
-    assert float(variance()) == pytest.approx(20)
-    variance.before_step(0.5)
-    assert float(variance()) == pytest.approx(200)
-
-
-def test_gradients_near_the_camera_are_scaled():
-    t, a, c = torch.tensor([0.1, 0.5, 2.0]), torch.ones(3, requires_grad=True), torch.ones(3, 3, requires_grad=True)
-    b, d = scale_gradient(t, a, c)
-    assert torch.equal(b, a) and torch.equal(d, c)
-    (b.sum() + d.sum()).backward()
-    assert torch.allclose(a.grad, torch.tensor([0.01, 0.25, 1.0])) and torch.allclose(c.grad[:, 0], a.grad)
-
-
-def test_the_truncated_exponential_stays_finite():
-    x = torch.tensor([-100.0, 0.0, 20.0, 1e6], requires_grad=True)
-    y = trunc_exp(x)
-    y.sum().backward()
-    assert torch.isfinite(y).all() and torch.allclose(x.grad, torch.tensor([0.0, 1.0, math.exp(15), math.exp(15)]))
-
-
-def test_weights_are_unbiased_at_a_planar_crossing():
-    """NeuS eq. 10: the largest weight lies on the plane, whatever the sharpness."""
-    t = torch.linspace(0, 1, 2001)
-    mid, dt = (t[1:] + t[:-1]) / 2, t.diff()
-    for inv_s in (30.0, 100.0, 1000.0):
-        alpha = neus_alpha(0.5 - mid, torch.full_like(mid, -1.0), dt, torch.tensor(inv_s))
-        weights = alpha * torch.cat([torch.ones(1), (1 - alpha[:-1]).cumprod(0)])
-        assert float(mid[weights.argmax()]) == pytest.approx(0.5, abs=2e-3) and float(weights.sum()) == pytest.approx(1, abs=2e-2)
-
-
-def test_the_sum_is_foreground_and_background(tiny_scene, tmp_path):
-    t = trainer(tiny("dtu", tiny_scene, tmp_path, "trainer.max_steps=10"), tmp_path / "run")
-    t.train()
-    batch = next(t.batches)
-    rays = Rays(*(getattr(batch.rays, f) for f in ("origins", "dirs", "near", "far")))
-    everywhere = t.system.render_view(rays, torch.zeros(3), everywhere=True)
-    cheap = t.system.render_view(rays, torch.zeros(3))
-    assert torch.allclose(everywhere.rgb, everywhere.foreground + (1 - everywhere.opacity)[:, None] * everywhere.behind, atol=1e-6)
-    assert (everywhere.rgb - cheap.rgb).abs().max() < 2e-3 and everywhere.foreground.min() > -1e-6
 
 
 # ------------------------------------------------------------------ which recipe
