@@ -157,7 +157,7 @@ class FrequencyConfig:
     """model.encoding=frequency and ipe: sines and cosines of 2^k x."""
 
     n_frequencies: int = 6  # octaves
-    levels: Any = field(default_factory=lambda: [1, 6, 0.0, 0.5])  # schedule: number of open octaves, opened gradually
+    levels: Any = 24.0  # schedule: number of open octaves (beyond the last: all), opened gradually
     cone: float = 0.0005  # ipe: radius of a pixel at distance 1, about 0.6 / focal length in pixels
 
     def __post_init__(self) -> None:
