@@ -109,9 +109,15 @@ class HashGrid(nn.Module):
         self.spec, self.backend = spec, backend
         self.table = nn.Parameter(torch.empty(spec.offsets[-1], spec.n_features).uniform_(-init, init))
 
+    fractional = False  # a level is open or closed
+
     @property
     def width(self) -> int:
         return self.spec.width
+
+    @property
+    def n_levels(self) -> int:
+        return self.spec.n_levels
 
     def forward(self, x: Tensor, n_levels: int | None = None) -> Tensor:
         """x [N, 3] in [0, 1] -> [N, L * F]; only the first `n_levels` levels are open."""

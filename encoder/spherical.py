@@ -35,9 +35,11 @@ def spherical_harmonics(dirs: Tensor, degree: int) -> Tensor:
 class SphericalHarmonics(nn.Module):
     """Encoding of unit directions [N, 3] -> [N, degree^2]."""
 
+    fractional, n_levels = False, 1
+
     def __init__(self, degree: int = 4):
         super().__init__()
         self.degree, self.width = degree, degree**2
 
-    def forward(self, dirs: Tensor) -> Tensor:
+    def forward(self, dirs: Tensor, n_levels: float | None = None) -> Tensor:
         return spherical_harmonics(dirs, self.degree)

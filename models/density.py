@@ -3,20 +3,30 @@
 import torch
 from torch import Tensor, nn
 
+from utils.schedule import Spec, ramp
+
 EPS = 1e-5
 
 
 class Variance(nn.Module):
-    """The learned sharpness inv_s = exp(10 v), v starting at `init`, capped at `max_inv_s`."""
+    """The learned sharpness inv_s = exp(10 v), v starting at `init`, capped at `max_inv_s`, a schedule.
 
-    def __init__(self, init: float = 0.3, max_inv_s: float = 20000.0):
+    A cap that rises slowly keeps the surface from setting before its shape is found.
+    """
+
+    def __init__(self, init: float = 0.3, max_inv_s: Spec = 20000.0):
         super().__init__()
         self.v = nn.Parameter(torch.tensor(float(init)))
-        self.max_inv_s = max_inv_s
+        self.schedule = ramp(max_inv_s, log=True)
+        self.cap = self.schedule(1.0)
+
+    def before_step(self, progress: float) -> None:
+        """Move the cap."""
+        self.cap = self.schedule(progress)
 
     def forward(self) -> Tensor:
         """inv_s, a scalar tensor in 1 / unit-sphere units."""
-        return torch.exp(10 * self.v).clamp(1e-6, self.max_inv_s)
+        return torch.exp(10 * self.v).clamp(1e-6, self.cap)
 
 
 def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from models.march import march
 from utils.rays import Rays, Samples
 
 logging.getLogger("nerfacc").setLevel(logging.ERROR)
+log = logging.getLogger("neus")
 
 
 def dilate(cells: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class OccupancyGrid(OccGridEstimator):
     ):
         super().__init__([-radius] * 3 + [radius] * 3, resolution=resolution, levels=1)
         self.radius, self.threshold, self.decay, self.every, self.margin, self.backend = radius, threshold, decay, every, margin, backend
-        self.phase = 0
+        self.phase, self.died = 0, False
         centres = (self.grid_coords + 0.5) / resolution * 2 - 1
         self.occs[centres.norm(dim=1) > 1 + 3**0.5 / resolution] = -1
         self.binaries = (self.occs >= 0).view(self.binaries.shape)
@@ -55,18 +56,29 @@ class OccupancyGrid(OccGridEstimator):
         return float(self.binaries.sum() / (self.occs >= 0).sum().clamp(min=1))
 
     def before_step(self, step: int, occupancy: Callable[[Tensor], Tensor]) -> None:
-        """Refresh every `every` steps; `occupancy` maps points [P, 3] to values [P] in [0, 1]."""
+        """Refresh every `every` steps; `occupancy` maps points [P, 3] to values [P] in [0, 1].
+
+        Where no cell is left nothing would be sampled, and nothing learned ever again: all are then looked at once more.
+        """
         if step % self.every == 0:
             self.phase = step // self.every % self.STRIDE
             self._update(step, occupancy, self.threshold, self.decay, warmup_steps=1)
+            if not self.binaries.any():
+                if not self.died:
+                    log.warning("step %d: no cell is occupied any more; all are looked at again", step)
+                self.died = True
+                self.binaries = (self.occs >= 0).view(self.binaries.shape)
 
     def _sample_uniform_and_occupied_cells(self, n: int) -> list[Tensor]:
         near = dilate(self.binaries[0]).flatten()
         near[self.phase :: self.STRIDE] = True
         return [torch.nonzero(near & (self.occs >= 0))[:, 0]]
 
-    def sampling(self, rays: Rays, step: float, jitter: Tensor | None = None) -> Samples:
-        """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps."""
+    def sampling(self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable | None = None) -> Samples:
+        """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps.
+
+        `field` is for samplers that ask it (`models/importance.py`).
+        """
         if self.backend == "nerfacc":
             near = rays.near if jitter is None else rays.near + jitter * step
             index, t_starts, t_ends = super().sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)

@@ -1,11 +1,14 @@
-"""Multilayer perceptrons and the smooth activations an SDF needs."""
+"""Multilayer perceptrons, the smooth activations an SDF needs, the exponential a density needs."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 BETA = 100.0  # sharpness of the softplus: a rounding of a relu 1/100 wide
+EXP_MAX = 30.0  # exponent above which a density grows no further
+GRAD_MAX = math.exp(15.0)  # largest slope of a density by its exponent
 
 
 def softplus(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,3 +42,42 @@ def mlp(n_in: int, hidden: int, layers: int, n_out: int) -> nn.Sequential:
     for a, b in zip(widths, widths[1:]):
         parts += [nn.Linear(a, b), nn.ReLU(inplace=True)]
     return nn.Sequential(*parts, nn.Linear(widths[-1], n_out))
+
+
+class _TruncExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y = torch.exp(x.clamp(max=EXP_MAX))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, d_y: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return d_y * y.clamp(max=GRAD_MAX)
+
+
+def trunc_exp(x: Tensor) -> Tensor:
+    """exp(x), held below exp(30), with a gradient held below exp(15): a density that neither overflows nor explodes."""
+    return _TruncExp.apply(x)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scale: Tensor, *values: Tensor):
+        ctx.save_for_backward(scale)
+        return tuple(v.view_as(v) for v in values)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        (scale,) = ctx.saved_tensors
+        return None, *(None if g is None else g * scale.view(-1, *[1] * (g.dim() - 1)) for g in grads)
+
+
+def scale_gradient(t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """values [S, ...] as they are; their gradients times min(1, t^2), t [S] the distance to the camera.
+
+    Space near a camera is seen by few rays but sampled densely: without this it gathers floaters (Philip & Deschaintre,
+    Floaters No More, 2023).
+    """
+    return _ScaleGradient.apply((t * t).clamp(max=1), *values)

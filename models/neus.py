@@ -1,31 +1,29 @@
 """NeuS (Wang et al., NeurIPS 2021) on a hash grid: geometry, colour, sharpness and where to sample, on one page."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.background import Background
 from models.density import Variance, neus_alpha
 from models.estimators import OccupancyGrid
+from models.importance import HierarchicalSampler
+from models.network import scale_gradient
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
+from models.sdf_mlp import SDFMLP
+from models.traced import Traced
 from models.volrend import composite
-from utils.rays import FieldOutput, Rays, Render, Samples
+from utils.rays import FieldOutput, Rays, Render
 from utils.schedule import Ramp
 
 EARLY_STOP = 1e-4  # transmittance below which nothing behind is looked at
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A render and what it was made of."""
-
-    render: Render
-    samples: Samples
-    field: FieldOutput  # at the samples
-    weights: Tensor  # [S]
-    extra: FieldOutput | None  # at points that were asked for besides
+def open_levels(encoding: nn.Module, levels: Ramp, progress: float) -> float:
+    """How many levels of an encoding are open: a whole number unless they open gradually."""
+    opened = max(1.0, min(encoding.n_levels, levels(progress) + 1e-6))
+    return opened if encoding.fractional else int(opened)
 
 
 class NeuS(nn.Module):
@@ -35,16 +33,17 @@ class NeuS(nn.Module):
     """
 
     def __init__(
-        self, sdf: SDFNetwork, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid,
+        self, sdf: SDFNetwork | SDFMLP, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid | HierarchicalSampler,
         radius: float, step: float, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
+        backdrop: Background | None = None, gradient_scaling: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
         self.radius, self.min_step, self.test_step, self.levels, self.cos_anneal_end = radius, step, test_step, levels, cos_anneal_end
-        self.composite_backend = composite_backend
+        self.composite_backend, self.backdrop, self.gradient_scaling = composite_backend, backdrop, gradient_scaling
 
-    def open_levels(self, progress: float) -> int:
-        return max(1, min(self.sdf.grid.spec.n_levels, int(self.levels(progress) + 1e-6)))
+    def open_levels(self, progress: float) -> float:
+        return open_levels(self.sdf.grid, self.levels, progress)
 
     def anneal(self, progress: float) -> float:
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
@@ -56,13 +55,14 @@ class NeuS(nn.Module):
 
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
-        """Refresh the occupancy: density relative to that on the surface, within the margin of each point."""
+        """Move the cap of the sharpness; refresh the occupancy: density relative to that on the surface, within the margin of each point."""
+        self.variance.before_step(progress)
         inv_s, levels = self.variance(), self.open_levels(progress)
 
         def occupancy(x: Tensor) -> Tensor:
             sdf = torch.cat([self.sdf.sdf(part, levels) for part in x.split(65536)])
-            s = torch.sigmoid((sdf.abs() - self.occupancy.margin * self.occupancy.cell).clamp(min=0) * inv_s)
-            return 4 * s * (1 - s)
+            away = (sdf.abs() - self.occupancy.margin * self.occupancy.cell).clamp(min=0) * inv_s
+            return 4 * torch.sigmoid(away) * torch.sigmoid(-away)  # not s (1 - s): that is 0 from 17 on
 
         self.occupancy.before_step(step, occupancy)
 
@@ -74,36 +74,47 @@ class NeuS(nn.Module):
         jitter: Tensor | None = None,
         extra: Tensor | None = None,
         step: float | None = None,
+        everywhere: bool = False,
     ) -> Traced:
-        """Render R rays over a background colour [3] or [R, 3].
+        """Render R rays over a background colour [3] or [R, 3], or over the learned background where there is one.
 
         jitter [R] in [0, 1): stratified offset in steps; extra [P, 3]: further points whose field is wanted (they share
-        the pass through the network); step: length of an interval, by default that of training.
+        the pass through the network); step: length of an interval, by default that of training; everywhere: the learned
+        background of all rays, also of those that do not see it.
         """
-        samples = self.occupancy.sampling(rays, step or self.step_length(self.min_step), jitter)
+        levels = self.open_levels(progress)
+        samples = self.occupancy.sampling(rays, step or self.step_length(self.min_step), jitter, lambda x: self.sdf.sdf(x, levels))
         index = samples.ray_indices
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * samples.t_mid[:, None]
-        field, more = self._field(points, extra, self.open_levels(progress))
+        field, more = self._field(points, extra, levels)
 
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)  # [S, 3]
         cosine = (dirs * normal).sum(-1)
         alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress))
-
         encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, index)
         colour = self.radiance(field.feature, normal, encoded)
+        if self.gradient_scaling:
+            alpha, colour = scale_gradient(samples.t_mid, alpha, colour)
+
         per_sample = torch.cat([colour, normal, samples.t_mid[:, None], torch.ones_like(colour[:, :1])], 1)
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
-        render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6])
-        return Traced(render, samples, field, weights, more)
+        behind = self.backdrop(rays, opacity, jitter is not None, everywhere) if self.backdrop else None
+        background = behind.rgb if behind else background
+        render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
+        return Traced(render, samples, field, weights, more, behind)
 
     def _field(self, points: Tensor, extra: Tensor | None, levels: int) -> tuple[FieldOutput, FieldOutput | None]:
         if extra is None:
             return self.sdf(points, levels), None
         n = len(points)
         both = self.sdf(torch.cat([points, extra]), levels)
-        return FieldOutput(both.sdf[:n], both.grad[:n], both.feature[:n]), FieldOutput(both.sdf[n:], both.grad[n:], both.feature[n:])
+        bent = both.laplacian
+        return (
+            FieldOutput(both.sdf[:n], both.grad[:n], both.feature[:n], None if bent is None else bent[:n]),
+            FieldOutput(both.sdf[n:], both.grad[n:], both.feature[n:], None if bent is None else bent[n:]),
+        )
 
     def colour_at(self, x: Tensor, progress: float) -> Tensor:
         """Colour [P, 3] of surface points [P, 3], seen against the normal."""

@@ -22,6 +22,47 @@ def fibonacci_sphere(n: int) -> Tensor:
     return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1).float()
 
 
+def by_autograd(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, None]:
+    """(values [S, 1 + F], gradient of the first [S, 3], encoding, no Laplacian) of net._values, differentiable again."""
+    again = torch.is_grad_enabled()  # else each layer's values may go once it is passed
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        out, y = net._values(x, n_levels)
+        (grad,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=again)
+    return (out, grad, y, None) if again else (out.detach(), grad, y.detach(), None)
+
+
+TAPS = {
+    6: [[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]],
+    4: [[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]],  # corners of a tetrahedron, brought to length 1 below
+}
+
+
+def by_differences(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`by_autograd` by differences over net.eps with net.taps points, and the Laplacian [S] (Li et al., Neuralangelo, 2023).
+
+    A difference wider than a grid cell moves all cells it spans, which smooths; eps 0 follows the finest open level.
+    """
+    eps = eps_at(net, n_levels)
+    tap = torch.tensor(TAPS[net.taps], device=x.device)
+    tap = tap / tap[:1].norm()
+    n, k = len(x), len(tap)
+    out, y = net._values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
+    around = out[n:, 0].view(n, k)
+    grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
+    laplacian = (around.sum(1) - k * out[:n, 0]) * (6 / (k * eps**2))
+    return out[:n], grad, y[:n], laplacian
+
+
+def eps_at(net: nn.Module, n_levels: float) -> float:
+    """Step of the differences: net.eps radii, or (0) a cell of the finest open level."""
+    if net.eps:
+        return net.eps * net.radius
+    if isinstance(net.grid, HashGrid):
+        return 2 * net.radius / net.grid.spec.resolutions[max(1, int(n_levels)) - 1]
+    return net.radius * 2.0 ** -max(0.0, n_levels - 1)  # of waves: a sixth of the shortest
+
+
 class SDFNetwork(nn.Module):
     """Points [S, 3] -> FieldOutput: sdf, its gradient, features for the colour.
 
@@ -29,9 +70,11 @@ class SDFNetwork(nn.Module):
     mean of relu(d_k . x) over the sphere is |x| / 4 (geometric initialisation after Atzmon & Lipman, SAL, 2020).
     """
 
+    normals, eps, taps = "analytic", 0.0, 6  # or "finite": differences over eps radii (0: the finest open cell)
+
     def __init__(
         self,
-        grid: HashGrid,
+        grid: nn.Module,
         radius: float,
         hidden: int,
         layers: int,
@@ -53,7 +96,7 @@ class SDFNetwork(nn.Module):
         hidden = self.out.in_features
         first = self.layers[0]
         first.weight[:, :3] = fibonacci_sphere(hidden)
-        first.weight[:, 3:].normal_(0, 0.1)  # the table starts near 0, so this does not dent the sphere
+        first.weight[:, 3:].normal_(0, 0.1 if isinstance(self.grid, HashGrid) else 0.0)  # a table starts near 0: no dent; waves do not
         first.bias.zero_()
         for layer in self.layers[1:]:
             nn.init.eye_(layer.weight)
@@ -63,16 +106,21 @@ class SDFNetwork(nn.Module):
         self.out.weight[1:].normal_(0, 1 / math.sqrt(hidden))
         self.out.bias.zero_()
         on_sphere = fibonacci_sphere(256).to(first.weight) * sphere_radius
-        self.out.bias[0] -= self._values(on_sphere, self.grid.spec.n_levels)[0][:, 0].mean()
+        self.out.bias[0] -= self._values(on_sphere, self.n_levels)[0][:, 0].mean()
 
-    def _values(self, x: Tensor, n_levels: int) -> tuple[Tensor, Tensor]:
+    @property
+    def n_levels(self) -> int:
+        return self.grid.n_levels
+
+    def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], encoding [S, L * F]) without the gradient."""
         activate, _ = ACTIVATIONS[self.activation]
-        y = self.grid(x / (2 * self.radius) + 0.5, n_levels)
-        a = torch.cat([x, y], 1)
-        for layer in self.layers:
-            a, _ = activate(layer(a))
-        return self.out(a), y
+        with torch.autocast(x.device.type, enabled=False):  # differences and slopes need all digits
+            y = self.grid(x / (2 * self.radius) + 0.5, n_levels)
+            a = torch.cat([x, y], 1)
+            for layer in self.layers:
+                a, _ = activate(layer(a))
+            return self.out(a), y
 
     def sdf(self, x: Tensor, n_levels: int) -> Tensor:
         """Signed distance [S] alone: for occupancy and meshes."""
@@ -80,18 +128,16 @@ class SDFNetwork(nn.Module):
 
     def forward_torch(self, x: Tensor, n_levels: int) -> FieldOutput:
         """The specification, by autograd."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            out, y = self._values(x, n_levels)
-            (grad,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=True)
-        return self._output(out, grad, y)
+        return self._output(*by_autograd(self, x, n_levels))
 
-    def _output(self, out: Tensor, grad: Tensor, y: Tensor) -> FieldOutput:
-        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], y], 1) if self.show_grid else out[:, 1:])
+    def _output(self, out: Tensor, grad: Tensor, y: Tensor, laplacian: Tensor | None = None) -> FieldOutput:
+        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], y], 1) if self.show_grid else out[:, 1:], laplacian)
 
     def forward(self, x: Tensor, n_levels: int) -> FieldOutput:
         """x [S, 3] in the unit sphere's frame; levels from n_levels on are closed."""
-        if self.grid.backend != "warp":
+        if self.normals == "finite":
+            return self._output(*by_differences(self, x, n_levels))
+        if getattr(self.grid, "backend", "") != "warp":
             return self.forward_torch(x, n_levels)
         from models.sdf_fused import FusedSDF
 

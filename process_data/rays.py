@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.rays import Cameras, RayBatch, Rays, Scene
 
 NEAR = 0.05  # closest sample to a camera inside the sphere
+N_POINTS = 512  # structure-from-motion points that come with a batch
 
 
 def sphere_span(origins: Tensor, dirs: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -65,6 +66,7 @@ class RayDataset(Dataset):
         self.cameras = scene.cameras.to(device)
         self.pixels = scene.images.to(device).reshape(-1, 3)
         self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
+        self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
         self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
         self.radius, self.seed, self.device = radius, seed, device
 
@@ -73,6 +75,13 @@ class RayDataset(Dataset):
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
         total = len(self.train) * self.cameras.height * self.cameras.width
         return torch.randint(total, (n_rays,), generator=generator)
+
+    def draw_points(self, step: int) -> Tensor | None:
+        """N_POINTS of the scene's points [P, 3], with replacement; None where it has none."""
+        if self.points is None:
+            return None
+        generator = torch.Generator().manual_seed(_mix(self.seed + 1, step))
+        return self.points[torch.randint(len(self.points), (N_POINTS,), generator=generator).to(self.device)]
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
         drawn = self.draw(*item).to(self.device, non_blocking=True)
@@ -85,7 +94,7 @@ class RayDataset(Dataset):
         flat = view * area + pixel
         rgb = self.pixels.index_select(0, flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
-        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view)
+        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, self.draw_points(item[0]))
 
 
 class StepSampler(Sampler):

@@ -15,10 +15,11 @@ from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth, export_mesh
 from systems.trainer import Trainer
 from utils import checkpoint
-from utils.config import PRESETS, load_config, to_yaml
+from utils.config import PRESETS, load_config, to_yaml, without_masks
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
 from utils.log import RunFolder, commit
+from utils.rays import Scene
 
 log = logging.getLogger("neus")
 
@@ -52,6 +53,18 @@ def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
     return RunFolder(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
 
 
+def fit_recipe(cfg: Config, scene: Scene) -> Config:
+    """The config as it is, or the mask-free one where it counts on masks that the scene has not (said in the log)."""
+    if not cfg.dataset.apply_mask or scene.masks is not None:
+        return cfg
+    log.warning(
+        "%s has no masks: training without them, with a learned background (dataset.apply_mask=false model.background=learned loss.mask=0); "
+        "for photographs on a plain background set dataset.apply_mask=false and model.background=white or black",
+        cfg.dataset.root_dir,
+    )
+    return without_masks(cfg)
+
+
 def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, test: bool, mesh: bool) -> int:
     """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
     threads = setup_threads(cfg.trainer.threads)
@@ -60,6 +73,7 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = load_scene(cfg.dataset, cfg.model.radius)
+        cfg = fit_recipe(cfg, scene) if train and not state else cfg
         if train:
             run.record_source(to_yaml(cfg))
             trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)

@@ -51,7 +51,6 @@ class Trainer:
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
         self.stop_signal = 0
-        self.watch = InvSWatch()
 
     def train(self) -> bool:
         """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
@@ -131,12 +130,11 @@ class Trainer:
 
     def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
         cfg, stats = self.cfg.trainer, self.system.stats
-        self.watch.start(stats["inv_s"])
         self.rate = 0.95 * getattr(self, "rate", n_rays / seconds) + 0.05 * n_rays / seconds
         if self.clock.step % cfg.log_every == 0 and terms:
             terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
             loss = sum(terms.values())
-            values = {**terms, "loss": loss, **stats, **self.system.slow_stats()}
+            values = {**terms, "loss": loss, **stats, **self.system.slow_stats(self.progress)}
             values |= {
                 "rays_per_s": self.rate,
                 "lr": self.optimizer.param_groups[0]["lr"],
@@ -145,10 +143,8 @@ class Trainer:
                 "seconds": self.clock.seconds,
             }
             self.run.scalars(self.clock.step, {k: round(v, 6) for k, v in values.items()})
-            self.watch(stats["inv_s"], self.progress)
-            self.bar.set_postfix_str(
-                f"loss {loss:.4f} psnr {stats['psnr']:.1f} inv_s {stats['inv_s']:.0f} rays/s {self.rate:.0f} step {self.clock.step}"
-            )
+            shown = " ".join(f"{key} {stats[key]:.1f}" for key in self.system.shown)
+            self.bar.set_postfix_str(f"loss {loss:.4f} {shown} rays/s {self.rate:.0f} step {self.clock.step}")
         self.bar.update(round(1000 * self.progress) - self.bar.n)
         self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
         self._maybe_save()
@@ -212,29 +208,3 @@ class Trainer:
             raise UserError(f"{path} cannot be continued ({str(error).splitlines()[0][:120]})") from None
         self.saved_at = self.clock.seconds
         self.validator.last = self.clock.seconds
-
-
-class InvSWatch:
-    """Warns once when the sharpness inv_s falls below its start or hardly grew by half time: the surface stays a fog."""
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.warned = False
-
-    def start(self, inv_s: float) -> None:
-        """The first value seen is the one to beat."""
-        self.first = inv_s if self.first is None else self.first
-
-    def __call__(self, inv_s: float, progress: float) -> None:
-        if self.warned or progress < 0.1:
-            return
-        if inv_s < 0.9 * self.first:
-            self.warned = True
-            log.warning(
-                "inv_s fell to %.0f, below its start %.0f: the surface is dissolving; check cameras, masks and model.radius",
-                inv_s,
-                self.first,
-            )
-        elif progress > 0.5 and inv_s < 2 * self.first:
-            self.warned = True
-            log.warning("inv_s stalls at %.0f at half time: the surface stays a fog; check cameras and masks, or train longer", inv_s)

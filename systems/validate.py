@@ -35,6 +35,12 @@ def pictures(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tenso
     return rgb, depth, normal
 
 
+def layers(render: Render, h: int, w: int) -> list[Tensor]:
+    """[foreground on black, learned background] of a rendered view as uint8 pictures [H, W, 3]; none where none is learned."""
+    parts = [] if render.behind is None else [render.foreground, render.behind]
+    return [(p.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu() for p in parts]
+
+
 def progress_sheet(folder: Path, rows: int = 12, width: int = 1200) -> np.ndarray:
     """The validation pictures of a run below each other, first to last, at most `rows` of them evenly chosen."""
     found = sorted(folder.glob("val_*.png"))
@@ -70,10 +76,10 @@ class Validator:
         h, w = scene.cameras.height, scene.cameras.width
         truth, mask, background = truth_of(scene, self.view, self.cfg.dataset.apply_mask)
         rays = view_rays(scene.cameras, self.view, self.cfg.model.radius).to(self.device)
-        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk)
+        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, everywhere=True)
         metrics = view_metrics(render.rgb.view(h, w, 3).cpu(), truth, mask)
         rgb, depth, normal = pictures(render, scene.cameras.c2w[self.view], h, w)
-        picture = sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal])
+        picture = sheet([(truth * 255).round().to(torch.uint8), rgb, *layers(render, h, w), depth, normal])
         write_png(self.run / f"images/val_{step:06d}.png", picture)
         write_png(self.run / "images/progress.png", progress_sheet(self.run.root / "images"))
         self.run.image("val", picture, step)

@@ -41,6 +41,24 @@ PRESETS = {
 }
 
 
+# what makes a recipe with masks one without: `confs/dtu.yaml` over `confs/dtu-wmask.yaml`
+MASK_FREE = {
+    "dataset": {"apply_mask": False},
+    "model": {"background": "learned", "variance": {"init": 0.2}, "occupancy": {"threshold": 0.005, "resolution": 96}},
+    "loss": {"mask": 0},
+}
+
+
+def _changed(section: object, changes: dict) -> object:
+    parts = {k: _changed(getattr(section, k), v) if isinstance(v, dict) else v for k, v in changes.items()}
+    return dataclasses.replace(section, **parts)
+
+
+def without_masks(config: Config) -> Config:
+    """The config with the mask-free recipe in place of the masked one."""
+    return _changed(config, MASK_FREE)
+
+
 def _register() -> None:
     register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
     for name, function in RESOLVERS.items():

@@ -63,15 +63,15 @@ class RayBatch(_Movable):
     rgb: Tensor  # [R, 3] in [0, 1], as photographed
     mask: Tensor | None  # [R] in [0, 1], 1 on the object
     view: Tensor  # [R] int64, which photograph
+    points: Tensor | None = None  # [P, 3] structure-from-motion points, drawn anew for every batch
 
     def __post_init__(self) -> None:
         r = len(self.rays)
-        _check(self, rgb=(r, 3), mask=(r,), view=(r,))
+        _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3))
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        return RayBatch(
-            self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device), self.view.to(device)
-        )
+        parts = (None if t is None else t.to(device) for t in (self.rgb, self.mask, self.view, self.points))
+        return RayBatch(self.rays.to(device), *parts)
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,15 @@ class Render:
     opacity: Tensor  # [R]
     depth: Tensor  # [R] distance along the ray, weighted; 0 where nothing was hit
     normal: Tensor  # [R, 3] weighted unit normals, in the unit sphere's frame
+    behind: Tensor | None = None  # [R, 3] colour of the learned background (0 where it was not looked at)
 
     def __post_init__(self) -> None:
-        _check(self, rgb=("R", 3), opacity=("R",), depth=("R",), normal=("R", 3))
+        _check(self, rgb=("R", 3), opacity=("R",), depth=("R",), normal=("R", 3), behind=("R", 3))
+
+    @property
+    def foreground(self) -> Tensor | None:
+        """[R, 3] the object alone, on black, where the background is learned."""
+        return None if self.behind is None else self.rgb - (1 - self.opacity)[:, None] * self.behind
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 
 from process_data.load import load_scene
 from systems.build import build_system
-from systems.trainer import InvSWatch, Trainer
+from systems.neus import InvSWatch
+from systems.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.errors import UserError

@@ -1,0 +1,74 @@
+"""The SDF network of NeuS (Wang et al., 2021) and IDR (Yariv et al., 2020): a deep MLP on encoded points."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from models.network import softplus
+from models.sdf import by_autograd, by_differences
+from utils.errors import UserError
+from utils.rays import FieldOutput
+
+
+class SDFMLP(nn.Module):
+    """Points [S, 3] -> FieldOutput, as `SDFNetwork`; `layers` hidden layers, the input enters again in the middle one.
+
+    Softplus, weight norm, and the start of Atzmon & Lipman (SAL, 2020): a sphere of `sphere_radius`.
+    """
+
+    def __init__(self, encoding: nn.Module, radius: float, hidden: int, layers: int, n_features: int, sphere_radius: float, skip: int = 0):
+        super().__init__()
+        self.grid, self.radius, self.skip = encoding, radius, skip
+        self.normals, self.eps, self.taps = "analytic", 0.0, 6
+        self.n_features = n_features + 3  # the point itself goes to the colour too
+        n_in = 3 + encoding.width
+        if skip and hidden <= n_in:
+            raise UserError(f"model.sdf.hidden: must exceed the {n_in} inputs that enter again at model.sdf.skip={skip}, got {hidden}")
+        widths = [n_in, *[hidden] * layers, 1 + n_features]
+        self.layers = nn.ModuleList()
+        for i, (a, b) in enumerate(zip(widths, widths[1:])):
+            layer = nn.Linear(a, b - n_in if skip and i + 1 == skip else b)
+            self._start(layer, i, last=i == layers, n_in=n_in, sphere_radius=sphere_radius / radius)
+            self.layers.append(weight_norm(layer))
+
+    @torch.no_grad()
+    def _start(self, layer: nn.Linear, i: int, last: bool, n_in: int, sphere_radius: float) -> None:
+        width = layer.out_features
+        layer.bias.zero_()
+        if last:
+            layer.weight.normal_(math.sqrt(math.pi / layer.in_features), 1e-4)
+            layer.bias.fill_(-sphere_radius)
+            return
+        layer.weight.normal_(0, math.sqrt(2 / width))
+        if i == 0:
+            layer.weight[:, 3:] = 0  # the waves come in later
+        elif i == self.skip:
+            layer.weight[:, -(n_in - 3) :] = 0
+
+    @property
+    def n_levels(self) -> int:
+        return self.grid.n_levels
+
+    def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
+        """[S, 3] -> ([S, 1 + F], the point in radii [S, 3])."""
+        z = x / self.radius
+        with torch.autocast(x.device.type, enabled=False):  # a slope needs all digits
+            first = torch.cat([z, self.grid(z / 2 + 0.5, n_levels)], 1)
+            a = first
+            for i, layer in enumerate(self.layers):
+                if i and i == self.skip:
+                    a = torch.cat([a, first], 1) / math.sqrt(2)
+                a = layer(a)
+                if i + 1 < len(self.layers):
+                    a, _ = softplus(a)
+        return torch.cat([a[:, :1] * self.radius, a[:, 1:]], 1), z
+
+    def sdf(self, x: Tensor, n_levels: float) -> Tensor:
+        """Signed distance [S] alone."""
+        return self._values(x, n_levels)[0][:, 0]
+
+    def forward(self, x: Tensor, n_levels: float) -> FieldOutput:
+        out, grad, z, laplacian = by_differences(self, x, n_levels) if self.normals == "finite" else by_autograd(self, x, n_levels)
+        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], z], 1), laplacian)

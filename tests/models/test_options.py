@@ -1,0 +1,109 @@
+"""Options of the methods by what they do: finite differences, caps, gradient scaling, colours without a view."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.density import Variance, neus_alpha
+from models.network import scale_gradient, trunc_exp
+from models.sdf import TAPS, eps_at
+from systems.build import build_system
+from tests.systems.test_family import tiny
+from tests.systems.test_train import trainer
+from utils.rays import Rays
+
+
+def test_a_colour_without_view_does_not_depend_on_it(tiny_scene, tmp_path):
+    for dirs, same in (("none", True), ("spherical", False)):
+        net = build_system(tiny("dtu-wmask", tiny_scene, tmp_path, f"model.radiance.dirs={dirs}"), torch.device("cpu")).model.radiance
+        feature, normal = torch.randn(9, net.net[0].in_features - 3 - net.encode_dirs(torch.ones(1, 3)).shape[1]), torch.randn(9, 3)
+        a, b = (net(feature, normal, net.encode_dirs(F.normalize(torch.randn(9, 3), dim=1))) for _ in range(2))
+        assert torch.equal(a, b) == same
+
+
+class Quadric(torch.nn.Module):
+    """f(x) = x^T diag(a) x + b . x with known gradient and Laplacian."""
+
+    radius, eps = 1.0, 0.01
+
+    def __init__(self, taps):
+        super().__init__()
+        self.taps, self.a, self.b = taps, torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.1, -0.7])
+
+    def _values(self, x, n_levels):
+        return ((x * x) @ self.a + x @ self.b)[:, None], x
+
+
+@pytest.mark.parametrize("taps", list(TAPS))
+def test_differences_of_a_quadric_are_exact(taps):
+    from models.sdf import by_differences
+
+    net, x = Quadric(taps).double(), torch.randn(20, 3, dtype=torch.float64)
+    net.a, net.b = net.a.double(), net.b.double()
+    real = torch.tensor
+    try:
+        torch.tensor = lambda *a, **k: real(*a, **{"dtype": torch.float64, **k})
+        _, grad, _, laplacian = by_differences(net, x, 1)
+    finally:
+        torch.tensor = real
+    assert torch.allclose(grad, 2 * x * net.a + net.b, atol=1e-9)
+    assert torch.allclose(laplacian, torch.full((20,), float(2 * net.a.sum()), dtype=torch.float64), atol=1e-6)
+
+
+def test_differences_follow_the_open_levels_and_agree_with_the_slope(tiny_scene, tmp_path):
+    sdf = build_system(tiny("neuralangelo-dtu", tiny_scene, tmp_path), torch.device("cpu")).model.sdf
+    steps = [eps_at(sdf, level) for level in (1, 2, 3, 4)]
+    assert steps == sorted(steps, reverse=True) and steps[3] == pytest.approx(2 / 32)
+    x = (torch.rand(50, 3) - 0.5) * 1.2
+    finite = sdf(x, 4)
+    sdf.normals = "analytic"
+    analytic = sdf(x, 4)
+    assert (F.normalize(finite.grad, dim=1) * F.normalize(analytic.grad, dim=1)).sum(1).min() > 0.95
+    assert finite.laplacian.shape == (50,) and analytic.laplacian is None
+
+
+def test_the_cap_on_the_sharpness_follows_its_schedule():
+    variance = Variance(1.0, [20.0, 2000.0, 0.0, 1.0])
+    assert float(variance()) == pytest.approx(2000)  # at the end, and before any step
+    variance.before_step(0.0)
+    assert float(variance()) == pytest.approx(20)
+    variance.before_step(0.5)
+    assert float(variance()) == pytest.approx(200)
+
+
+def test_gradients_near_the_camera_are_scaled():
+    t, a, c = torch.tensor([0.1, 0.5, 2.0]), torch.ones(3, requires_grad=True), torch.ones(3, 3, requires_grad=True)
+    b, d = scale_gradient(t, a, c)
+    assert torch.equal(b, a) and torch.equal(d, c)
+    (b.sum() + d.sum()).backward()
+    assert torch.allclose(a.grad, torch.tensor([0.01, 0.25, 1.0])) and torch.allclose(c.grad[:, 0], a.grad)
+
+
+def test_the_truncated_exponential_stays_finite():
+    x = torch.tensor([-100.0, 0.0, 20.0, 1e6], requires_grad=True)
+    y = trunc_exp(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.allclose(x.grad, torch.tensor([0.0, 1.0, math.exp(15), math.exp(15)]))
+
+
+def test_weights_are_unbiased_at_a_planar_crossing():
+    """NeuS eq. 10: the largest weight lies on the plane, whatever the sharpness."""
+    t = torch.linspace(0, 1, 2001)
+    mid, dt = (t[1:] + t[:-1]) / 2, t.diff()
+    for inv_s in (30.0, 100.0, 1000.0):
+        alpha = neus_alpha(0.5 - mid, torch.full_like(mid, -1.0), dt, torch.tensor(inv_s))
+        weights = alpha * torch.cat([torch.ones(1), (1 - alpha[:-1]).cumprod(0)])
+        assert float(mid[weights.argmax()]) == pytest.approx(0.5, abs=2e-3) and float(weights.sum()) == pytest.approx(1, abs=2e-2)
+
+
+def test_the_sum_is_foreground_and_background(tiny_scene, tmp_path):
+    t = trainer(tiny("dtu", tiny_scene, tmp_path, "trainer.max_steps=10"), tmp_path / "run")
+    t.train()
+    batch = next(t.batches)
+    rays = Rays(*(getattr(batch.rays, f) for f in ("origins", "dirs", "near", "far")))
+    everywhere = t.system.render_view(rays, torch.zeros(3), everywhere=True)
+    cheap = t.system.render_view(rays, torch.zeros(3))
+    assert torch.allclose(everywhere.rgb, everywhere.foreground + (1 - everywhere.opacity)[:, None] * everywhere.behind, atol=1e-6)
+    assert (everywhere.rgb - cheap.rgb).abs().max() < 2e-3 and everywhere.foreground.min() > -1e-6
