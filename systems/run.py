@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from confs.schema import Config
-from process_data.load import load_scene
+from process_data.load import load_scene, recognise
 from systems.build import build_system, restore_system
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth, export_mesh
@@ -38,6 +38,8 @@ def prepare(
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
     cfg = load_config(config, overrides, saved=state["config"] if state else None)
+    if cfg.dataset.name == "auto":  # the checkpoint and the run folder say what was read
+        cfg = load_config(config, [*overrides, f"dataset.name={recognise(cfg.dataset)}"], saved=state["config"] if state else None)
     if cfg.seed is None:
         cfg = replace(cfg, seed=secrets.randbelow(2**31))
     return cfg, state, path
