@@ -7,17 +7,19 @@ import torch
 
 from confs.schema import DatasetConfig
 from process_data.blender import read_blender
+from process_data.colmap import MODEL_FOLDERS, read_colmap
 from process_data.dtu import read_dtu
 from process_data.transforms import read_transforms
 from utils.errors import UserError
 from utils.image import SUFFIXES
 from utils.rays import Scene
 
-READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms}
+READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap}
 SIGNS = {  # layout -> what gives it away, in the order of preference
     "dtu": ("cameras_sphere.npz", "cameras.npz"),
     "blender": ("transforms_train.json",),
     "transforms": ("transforms.json",),
+    "colmap": tuple(f"{folder}/images.{suffix}".removeprefix("./") for suffix in ("bin", "txt") for folder in MODEL_FOLDERS),
 }
 LOG = logging.getLogger("neus")
 
@@ -42,7 +44,7 @@ def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
         return "dtu"  # its reader says what is missing
     if any(p.suffix.lower() in (*SUFFIXES, ".heic") for folder in (root, root / "images") if folder.is_dir() for p in folder.iterdir()):
         raise UserError(f"{root}: photographs without cameras; find these first: python run.py --photos {root}")
-    looked = ", ".join(sign for names in SIGNS.values() for sign in names)
+    looked = ", ".join(names[0] for names in SIGNS.values())
     raise UserError(f"{root}: no layout is recognised; expected one of {looked}, or set dataset.name")
 
 

@@ -1,6 +1,7 @@
 """One scene written in every layout: the tiny ellipsoid of tests/scenes.py through any lens."""
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,4 +105,64 @@ def write_blender(folder: Path, w: Written, test: tuple[int, ...] = (0, 4)) -> P
             write_png(folder / f"{split}/r_{k}.png", w.images[i])
             frames.append({"file_path": f"./{split}/r_{k}", "transform_matrix": opengl(w.c2w[i])})
         (folder / f"transforms_{split}.json").write_text(json.dumps({**plain, **({} if simple else _intrinsics(w)), "frames": frames}))
+    return folder
+
+
+def _quaternion(R: np.ndarray) -> np.ndarray:
+    """(w, x, y, z) of a rotation: the eigenvector of Bar-Itzhack's matrix."""
+    (a, b, c), (d, e, f), (g, h, i) = R
+    K = np.array(
+        [
+            [a - e - i, d + b, g + c, h - f],
+            [d + b, e - a - i, h + f, c - g],
+            [g + c, h + f, i - a - e, d - b],
+            [h - f, c - g, d - b, a + e + i],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(K)[1][:, 3]
+    return np.array([w, x, y, z])
+
+
+def _colmap_camera(w: Written) -> tuple[str, int, list[float]]:
+    start = [w.K[0, 0], w.K[1, 1], w.K[0, 2] + 0.5, w.K[1, 2] + 0.5]
+    if not w.lens:
+        return "PINHOLE", 1, start
+    lens = [*w.lens, *[0.0] * 8][:8]
+    return ("OPENCV", 4, start + lens[:4]) if not any(lens[4:]) else ("FULL_OPENCV", 6, start + lens)
+
+
+def surface_points(n: int = 60, seed: int = 0) -> np.ndarray:
+    """[n, 3] of the ellipsoid, in the world."""
+    x = np.random.default_rng(seed).standard_normal((n, 3))
+    return x / np.linalg.norm(x, axis=1, keepdims=True) * (0.6, 0.5, 0.4) * SCALE + CENTRE
+
+
+def write_colmap(folder: Path, w: Written, text: bool = False, sub: str = "left/") -> Path:
+    """Images in a subfolder, binary or text, one camera, points of the surface."""
+    sparse = folder / "sparse/0"
+    sparse.mkdir(parents=True, exist_ok=True)
+    h, width = w.images[0].shape[:2]
+    name, model, params = _colmap_camera(w)
+    poses = [(_quaternion(c2w[:, :3].T), -c2w[:, :3].T @ c2w[:, 3]) for c2w in w.c2w]
+    names, x = [f"{sub}{i:03d}.png" for i in range(len(poses))], surface_points()
+    for file, image in zip(names, w.images):
+        write_png(folder / "images" / file, image)
+    if text:
+        numbers = " ".join(map(repr, map(float, params)))
+        (sparse / "cameras.txt").write_text(f"# cameras\n7 {name} {width} {h} {numbers}\n")
+        rows = [
+            f"{i + 1} {' '.join(repr(float(v)) for v in (*q, *t))} 7 {n}\n1.5 2.5 -1\n" for i, ((q, t), n) in enumerate(zip(poses, names))
+        ]
+        (sparse / "images.txt").write_text("# images\n" + "".join(rows))
+        rows = [f"{i} {p[0]} {p[1]} {p[2]} 9 9 9 0.5 1 0 2 0 3 0\n" for i, p in enumerate(x)]
+        (sparse / "points3D.txt").write_text("# points\n" + "".join(rows))
+        return folder
+    (sparse / "cameras.bin").write_bytes(struct.pack("<QiiQQ", 1, 7, model, width, h) + struct.pack(f"<{len(params)}d", *params))
+    rows = [
+        struct.pack("<i7di", i + 1, *q, *t, 7) + n.encode() + b"\0" + struct.pack("<QddQ", 1, 1.5, 2.5, 2**64 - 1)
+        for i, ((q, t), n) in enumerate(zip(poses, names))
+    ]
+    (sparse / "images.bin").write_bytes(struct.pack("<Q", len(rows)) + b"".join(rows))
+    rows = [struct.pack("<Q3d3BdQ6i", i, *p, 9, 9, 9, 0.5, 3, 1, 0, 2, 0, 3, 0) for i, p in enumerate(x)]
+    (sparse / "points3D.bin").write_bytes(struct.pack("<Q", len(rows)) + b"".join(rows))
     return folder
