@@ -1,5 +1,6 @@
 """The errands of the command line: train, test, mesh, evaluate."""
 
+import json
 import logging
 import secrets
 import time
@@ -10,6 +11,7 @@ import torch
 
 from confs.schema import Config
 from process_data.load import load_scene, recognise
+from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth, export_mesh
@@ -18,7 +20,9 @@ from utils import checkpoint
 from utils.config import PRESETS, load_config, to_yaml
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
+from utils.image import write_png
 from utils.log import RunFolder, commit
+from utils.rays import Scene
 
 log = logging.getLogger("neus")
 
@@ -54,6 +58,20 @@ def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
     return RunFolder(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
 
 
+def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
+    """scene.json (the sphere in world units, the split) and images/scene.png, to be looked at before an hour is spent."""
+    facts = {
+        "layout": cfg.dataset.name,
+        "to_world": scene.to_world.tolist(),
+        "train": scene.train,
+        "test": scene.test,
+        "names": scene.names,
+    }
+    checkpoint.write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
+    write_png(run / "images/scene.png", scene_picture(scene, cfg.model.radius))
+    log.info("cameras, points and sphere: %s", run / "images/scene.png")
+
+
 def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, test: bool, mesh: bool) -> int:
     """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
     threads = setup_threads(cfg.trainer.threads)
@@ -64,6 +82,7 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
         scene = load_scene(cfg.dataset, cfg.model.radius)
         if train:
             run.record_source(to_yaml(cfg))
+            record_scene(scene, cfg, run)
             trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)
             if state:
                 trainer.load(state, path)
