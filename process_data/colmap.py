@@ -101,8 +101,8 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
     return views
 
 
-def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
+    """The views and points of the folder `cfg.root_dir`. Raises UserError."""
     root = Path(cfg.root_dir)
     folder = model_folder(root)
     if folder is None:
@@ -114,4 +114,9 @@ def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     path = _file(folder, "points3D")
     points = good_points(read_points(path)) if path else None
     log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
-    return assemble(Capture(root, views, points, auto_up="cameras"), cfg, log)
+    return Capture(root, views, points, auto_up="cameras")
+
+
+def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
+    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    return assemble(colmap_capture(cfg, log), cfg, log)

@@ -40,9 +40,12 @@ def project(K: np.ndarray, c2w: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, 
     return (q / safe) @ K[:2].T, depth
 
 
-def carve(sil: Silhouettes, x: np.ndarray, reach: float) -> np.ndarray:
-    """[P] bool: points that enough silhouettes hold, each seen by half of the views at least; `reach`: half a cell, in scene units."""
-    misses, seen = np.zeros(len(x), int), np.zeros(len(x), int)
+def carve(sil: Silhouettes, x: np.ndarray, reach: float, forgiven: float = FORGIVEN, seen: float = 0.5) -> np.ndarray:
+    """[P] bool: points that all but the forgiven share of the views hold, in sight of the share `seen` of them.
+
+    reach: half a cell, in scene units.
+    """
+    misses, sights = np.zeros(len(x), int), np.zeros(len(x), int)
     for mask, K, c2w in zip(sil.masks, sil.K, sil.c2w):
         uv, depth = project(K, c2w, x)
         grow = int(np.ceil(K[0, 0] * reach / max(float(np.median(depth)), 1e-9)))
@@ -50,9 +53,9 @@ def carve(sil: Silhouettes, x: np.ndarray, reach: float) -> np.ndarray:
         h, w = mask.shape
         inside = (depth > 0) & (np.abs(uv[:, 0] - (w - 1) / 2) <= w / 2) & (np.abs(uv[:, 1] - (h - 1) / 2) <= h / 2)
         u, v = (np.clip(np.rint(np.where(inside, uv[:, k], 0)).astype(int), 0, n - 1) for k, n in ((0, w), (1, h)))
-        seen += inside
+        sights += inside
         misses += inside & ~wide[v, u]
-    return (misses <= int(FORGIVEN * len(sil.masks))) & (2 * seen >= len(sil.masks))
+    return (misses <= int(forgiven * len(sil.masks))) & (sights >= seen * len(sil.masks))
 
 
 def _grid(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float]:

@@ -173,8 +173,8 @@ def _file(root: Path) -> Path:
     return root if root.suffix == ".json" else root / "transforms.json"
 
 
-def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
+    """The views of `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
     path = _file(Path(cfg.root_dir))
     if not path.is_file():
         raise UserError(f"{path}: no such file; set dataset.root_dir to the folder that holds transforms.json")
@@ -186,7 +186,12 @@ def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
         scale = np.cbrt(np.linalg.det(undo[:3, :3]))
         views = [_moved(view, undo, scale) for view in views]
         points = None if points is None else points @ undo[:3, :3].T + undo[:3, 3]
-    return assemble(Capture(path.parent, views, points), cfg, log)
+    return Capture(path.parent, views, points)
+
+
+def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
+    """Read `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+    return assemble(transforms_capture(cfg, log), cfg, log)
 
 
 def _moved(view: View, change: np.ndarray, scale: float) -> View:

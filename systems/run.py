@@ -49,6 +49,23 @@ def prepare(
     return cfg, state, path
 
 
+def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[str]:
+    """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it."""
+    from process_data.sfm import reconstruct
+
+    asked = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
+    scene = Path(asked[-1]) if asked else Path("inputs") / Path(photos).resolve().name
+    reconstruct(Path(photos), scene, Path(masks) if masks else None)
+    return [*overrides, f"dataset.root_dir={scene}"]
+
+
+def auto_masks(config: str | None, overrides: list[str]) -> None:
+    """`--auto-mask`: masks/ for the scene of the config."""
+    from process_data.automask import write_masks
+
+    write_masks(load_config(config, overrides).dataset, log)
+
+
 def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
     """The folder a checkpoint lies in goes on; else outputs/<name>/<trial>."""
     if resume is not None and resume.parent.name == "ckpt":
