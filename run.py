@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
   python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
   python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
+  python run.py --photos DIR --train                                photographs alone: finds the cameras first
   python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
 
 every option with its unit and meaning: confs/schema.py"""
@@ -39,6 +40,9 @@ def parser() -> Parser:
     p.add_argument(
         "--preset", choices=["fast", "balanced", "best"], help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA"
     )
+    p.add_argument("--photos", metavar="DIR", help="photographs without cameras: makes the scene dataset.root_dir, or inputs/<DIR>")
+    p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
+    p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
     p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
     p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
@@ -58,8 +62,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     args = p.parse_intermixed_args(words)
     if args.eval:
         return args
+    if args.masks and not args.photos:
+        raise UserError("--masks goes with --photos; a scene with cameras holds its masks in its own folder")
+    if not (args.train or args.test or args.mesh or args.photos or args.auto_mask):
+        raise UserError("nothing to do: give --train, --test, --mesh, --photos or --eval (see --help)")
+    if args.photos and not args.config:
+        args.config = "confs/neus-colmap.yaml"
     if not (args.train or args.test or args.mesh):
-        raise UserError("nothing to do: give --train, --test, --mesh or --eval (see --help)")
+        return args
     if not args.config and not args.resume:
         raise UserError("--config is missing: for example --config confs/dtu.yaml, or --resume with a checkpoint")
     if not args.train and not args.resume:
@@ -75,6 +85,12 @@ def main(words: list[str] | None = None) -> int:
 
         if args.eval:
             return run.evaluate_files(args.eval, args.gt)
+        if args.photos:
+            args.overrides = run.photographs(args.photos, args.masks, args.overrides)
+        if args.auto_mask:
+            run.auto_masks(args.config, args.overrides)
+        if not (args.train or args.test or args.mesh):
+            return 0
         cfg, state, path = run.prepare(args.config, args.resume, args.overrides, args.preset)
         return run.execute(cfg, state, path, args.train, args.test, args.mesh)
     except UserError as error:

@@ -24,9 +24,20 @@ def _schedules(section: str, owner: object, *keys: str, log: bool = False) -> No
             raise ValueError(f"{section}.{key}: {error}") from None
 
 
+CENTERS = ("auto", "cameras", "lookat", "points", "bbox", "given")
+UPS = ("auto", "cameras", "ground", "given")
+
+
+def _named_or_xyz(value: Any, names: tuple[str, ...]) -> bool:
+    if isinstance(value, str):
+        return value in names
+    numbers = isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(v, (int, float)) for v in value)
+    return numbers and all(abs(v) < 1e12 for v in value)
+
+
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: Literal["dtu"] = "dtu"  # the reader
+    name: Literal["auto", "dtu", "blender", "transforms", "colmap"] = "auto"  # the reader; auto: by the files of the folder
     root_dir: str = "inputs/demo"  # folder of the scene
     img_downscale: float = 1.0  # divide the image size by this
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
@@ -35,6 +46,9 @@ class DatasetConfig:
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
+    center: Any = "auto"  # of the region of interest: auto, cameras, lookat, points, bbox, given, or [x, y, z] in the world
+    radius: Optional[float] = None  # of the region of interest in world units; null: by masks, points or what the cameras frame
+    up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world
     test_steps: int = 60  # frames of the video
     test_scale: float = 1.0  # size of the video's frames over that of the photographs
 
@@ -47,6 +61,9 @@ class DatasetConfig:
                 self.hold_every >= 0 and self.hold_every != 1,
                 f"must be 0 (train on all views) or at least 2, got {self.hold_every}",
             ),
+            center=(_named_or_xyz(self.center, CENTERS), f"must be {', '.join(CENTERS)} or [x, y, z], got {self.center}"),
+            radius=(self.radius is None or self.radius > 0, f"must be positive, got {self.radius}"),
+            up=(_named_or_xyz(self.up, UPS) and self.up != [0, 0, 0], f"must be {', '.join(UPS)} or a direction [x, y, z], got {self.up}"),
             test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
             test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
         )

@@ -5,6 +5,7 @@ the unit sphere to the world. Pixel centres are at integers, camera axes are Ope
 """
 
 import logging
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 
 from confs.schema import DatasetConfig
-from process_data.normalize import resize_intrinsics, similarity_parts, split_views, to_sphere
+from process_data.normalize import new_size, resize_intrinsics, similarity_parts, split_views, to_sphere
+from process_data.region import Views, choose_region
 from utils.errors import UserError, raise_all
-from utils.image import SUFFIXES, as_rgb, read_raster, resize
+from utils.image import SUFFIXES, as_rgb, image_size, read_raster, resize
+from utils.memory import check_fits
 from utils.rays import Cameras, Scene
 
 LOG = logging.getLogger("neus")
+WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded at once
 
 
 # ---- files ----
@@ -201,12 +205,6 @@ def _as_mask(raster: np.ndarray) -> np.ndarray:
     return raster[..., :3].max(-1, keepdims=True)
 
 
-def _new_size(width: int, height: int, cfg: DatasetConfig) -> tuple[int, int]:
-    if cfg.img_wh is not None:
-        return cfg.img_wh[0], cfg.img_wh[1]
-    return max(1, round(width / cfg.img_downscale)), max(1, round(height / cfg.img_downscale))
-
-
 def read_stack(files: list[Path], cfg: DatasetConfig, convert, problems: list[str], size: tuple[int, int] | None = None):
     """(resized images, [h, w, C] each; original (width, height)). All must have `size` or else the first one's; problems are collected."""
 
@@ -216,9 +214,9 @@ def read_stack(files: list[Path], cfg: DatasetConfig, convert, problems: list[st
         except UserError as error:
             return None, None, str(error)
         shape = raster.shape[1], raster.shape[0]
-        return resize(raster, *_new_size(*shape, cfg)), shape, None
+        return resize(raster, *new_size(*shape, cfg.img_wh, cfg.img_downscale)), shape, None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(one, files))
     problems.extend(p for _, _, p in results if p)
     size = size or next((shape for _, shape, _ in results if shape), None)
@@ -242,6 +240,15 @@ def _masks(images: list[np.ndarray], masks: list[np.ndarray], cfg: DatasetConfig
     return None, False
 
 
+def _check_memory(root: Path, files: list[Path], cfg: DatasetConfig, log: logging.Logger) -> None:
+    try:
+        first = image_size(files[0]) if files else None
+    except UserError:
+        return  # whoever reads it says what is wrong
+    if first:
+        log.info("%s", check_fits(len(files), *new_size(*first, cfg.img_wh, cfg.img_downscale), 4, first, WORKERS, str(root)))
+
+
 def read_dtu(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Read the folder `cfg.root_dir`. Cameras are float32 in the unit sphere's frame. Raises UserError that lists all that is wrong."""
     root = Path(cfg.root_dir)
@@ -250,16 +257,21 @@ def read_dtu(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     problems: list[str] = []
     files, mask_files = find_files(root, cfg, problems, log)
     cameras = read_cameras(root, cfg, len(files), problems, log)
+    _check_memory(root, files, cfg, log)
     images, size = read_stack(files, cfg, lambda raster: raster, problems)
     masks, _ = read_stack(mask_files, cfg, _as_mask, problems, size)
     raise_all(problems)
 
     K, c2w, to_world = cameras
     stack, from_alpha = _masks(images, masks, cfg, log)
-    rgb = np.stack([as_rgb(image) for image in images])
-    height, width = rgb.shape[1:3]
+    height, width = images[0].shape[:2]
+    rgb = np.empty((len(images), height, width, 3), np.uint8)
+    for i in range(len(images)):
+        rgb[i], images[i] = as_rgb(images[i]), None  # freed one by one: the photographs lie in memory once
     K = resize_intrinsics(K, width / size[0], height / size[1])
     train, test = split_views(len(files), cfg.hold_every)
+    to_world, line = choose_region(Views(K, c2w, (width, height), None, stack, train), cfg, to_world)
+    log.info("%s", line)
     return Scene(
         name=root.resolve().name,
         images=torch.from_numpy(rgb),

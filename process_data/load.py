@@ -1,16 +1,51 @@
-"""The one door to the data: a reader by name, then the checks that hold for every layout."""
+"""The one door to the data: a reader by name or by the files of the folder, then the checks that hold for every layout."""
 
 import logging
+from pathlib import Path
 
 import torch
 
 from confs.schema import DatasetConfig
+from process_data.blender import read_blender
+from process_data.colmap import MODEL_FOLDERS, read_colmap
 from process_data.dtu import read_dtu
+from process_data.transforms import read_transforms
 from utils.errors import UserError
+from utils.image import SUFFIXES
 from utils.rays import Scene
 
-READERS = {"dtu": read_dtu}
+READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap}
+SIGNS = {  # layout -> what gives it away, in the order of preference
+    "dtu": ("cameras_sphere.npz", "cameras.npz"),
+    "blender": ("transforms_train.json",),
+    "transforms": ("transforms.json",),
+    "colmap": tuple(f"{folder}/images.{suffix}".removeprefix("./") for suffix in ("bin", "txt") for folder in MODEL_FOLDERS),
+}
 LOG = logging.getLogger("neus")
+
+
+def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
+    """The layout of the folder `cfg.root_dir`, one of READERS. Raises UserError when it is none of them."""
+    root = Path(cfg.root_dir)
+    if cfg.name != "auto":
+        return cfg.name
+    if root.suffix == ".json":
+        return "transforms"
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set dataset.root_dir to the folder of your scene")
+    signs = {**SIGNS, "dtu": (cfg.cameras,) if cfg.cameras else SIGNS["dtu"]}
+    found = {layout: sign for layout, names in signs.items() for sign in reversed(names) if (root / sign).exists()}
+    if found:
+        layout, others = next(iter(found)), list(found)[1:]
+        more = f" (it could be read as {', '.join(others)} too: dataset.name)" if others else ""
+        log.info("%s: recognised as %s by %s%s", root, layout, found[layout], more)
+        return layout
+    if (root / "image").is_dir():
+        return "dtu"  # its reader says what is missing
+    if any(p.suffix.lower() in (*SUFFIXES, ".heic") for folder in (root, root / "images") if folder.is_dir() for p in folder.iterdir()):
+        raise UserError(f"{root}: photographs without cameras; find these first: python run.py --photos {root}")
+    looked = ", ".join(names[0] for names in SIGNS.values())
+    raise UserError(f"{root}: no layout is recognised; expected one of {looked}, or set dataset.name")
 
 
 def _listed(names: list[str]) -> str:
@@ -42,7 +77,7 @@ def check_cameras(scene: Scene, radius: float, root: str, log: logging.Logger = 
     inside = torch.nonzero(scene.cameras.c2w[:, :, 3].norm(dim=1) < radius).flatten().tolist()
     if inside:
         log.warning(
-            "%s: %d of %d cameras lie inside the sphere of radius %g that should hold the object (%s): check scale_mat_0",
+            "%s: %d of %d cameras lie inside the sphere of radius %g that should hold the object (%s): check scale_mat_0, or set dataset.radius",
             *(root, len(inside), len(scene.names), radius, _listed([scene.names[i] for i in inside])),
         )
     middle = scene.cameras.K[:, :2, 2] / torch.tensor([scene.cameras.width, scene.cameras.height])
@@ -52,7 +87,7 @@ def check_cameras(scene: Scene, radius: float, root: str, log: logging.Logger = 
 
 def load_scene(cfg: DatasetConfig, radius: float = 1.0, log: logging.Logger = LOG) -> Scene:
     """Read the scene of `cfg` and check it: object within `radius` of the origin, cameras and masks that make sense. Raises UserError."""
-    scene = READERS[cfg.name](cfg, log)
+    scene = READERS[recognise(cfg, log)](cfg, log)
     check_views(scene, cfg.root_dir)
     check_masks(scene, cfg.root_dir, log)
     check_cameras(scene, radius, cfg.root_dir, log)

@@ -2,7 +2,7 @@
 
 World = the reader's frame. `to_world` [4, 4] is a similarity that maps the unit sphere's frame to the world:
 x_world = scale R x + t. Cameras are camera-to-frame [3, 4] with OpenCV axes (x right, y down, z forward).
-Pixel centres are at integers: pixel (i, j) is the point (u, v) = (i, j).
+Pixel centres are at integers: pixel (i, j) is the point (u, v) = (i, j). Which sphere is chosen: process_data/region.py.
 """
 
 import numpy as np
@@ -24,6 +24,13 @@ def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarra
     return float(scale), u @ vt, matrix[:3, 3]
 
 
+def similarity(scale: float, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """x -> scale R x + t as [4, 4]."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = scale * rotation, shift
+    return matrix
+
+
 def to_sphere(c2w_world: np.ndarray, to_world: np.ndarray) -> np.ndarray:
     """Cameras [N, 3, 4] from the world's frame to the unit sphere's; rotations stay orthonormal, lengths are divided by the scale."""
     scale, rotation, shift = similarity_parts(to_world)
@@ -32,10 +39,23 @@ def to_sphere(c2w_world: np.ndarray, to_world: np.ndarray) -> np.ndarray:
     return np.concatenate([turned, centres[:, :, None]], axis=2)
 
 
+def points_to_sphere(x: np.ndarray, to_world: np.ndarray) -> np.ndarray:
+    """Points [P, 3] from the world's frame to the unit sphere's."""
+    scale, rotation, shift = similarity_parts(to_world)
+    return (x - shift) @ rotation / scale
+
+
 def resize_intrinsics(K: np.ndarray, fx: float, fy: float) -> np.ndarray:
     """K [..., 3, 3] after resizing the image by (fx, fy) = new / old size: u -> fx u + (fx - 1) / 2, v likewise."""
     scaling = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2], [0, 0, 1]])
     return scaling @ np.asarray(K, np.float64)
+
+
+def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float) -> tuple[int, int]:
+    """(width, height) to train at: as given, or the image's divided by `downscale`."""
+    if img_wh is not None:
+        return img_wh[0], img_wh[1]
+    return max(1, round(width / downscale)), max(1, round(height / downscale))
 
 
 def split_views(n: int, hold_every: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """The errands of the command line: train, test, mesh, evaluate."""
 
+import json
 import logging
 import secrets
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import torch
 
 from confs.schema import Config
-from process_data.load import load_scene
+from process_data.load import load_scene, recognise
+from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth, export_mesh
@@ -18,6 +20,7 @@ from utils import checkpoint
 from utils.config import PRESETS, load_config, to_yaml, without_masks
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
+from utils.image import write_png
 from utils.log import RunFolder, commit
 from utils.rays import Scene
 
@@ -39,9 +42,28 @@ def prepare(
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
     cfg = load_config(config, overrides, saved=state["config"] if state else None)
+    if cfg.dataset.name == "auto":  # the checkpoint and the run folder say what was read
+        cfg = load_config(config, [*overrides, f"dataset.name={recognise(cfg.dataset)}"], saved=state["config"] if state else None)
     if cfg.seed is None:
         cfg = replace(cfg, seed=secrets.randbelow(2**31))
     return cfg, state, path
+
+
+def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[str]:
+    """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it."""
+    from process_data.sfm import reconstruct
+
+    asked = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
+    scene = Path(asked[-1]) if asked else Path("inputs") / Path(photos).resolve().name
+    reconstruct(Path(photos), scene, Path(masks) if masks else None)
+    return [*overrides, f"dataset.root_dir={scene}"]
+
+
+def auto_masks(config: str | None, overrides: list[str]) -> None:
+    """`--auto-mask`: masks/ for the scene of the config."""
+    from process_data.automask import write_masks
+
+    write_masks(load_config(config, overrides).dataset, log)
 
 
 def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
@@ -65,6 +87,20 @@ def fit_recipe(cfg: Config, scene: Scene) -> Config:
     return without_masks(cfg)
 
 
+def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
+    """scene.json (the sphere in world units, the split) and images/scene.png, to be looked at before an hour is spent."""
+    facts = {
+        "layout": cfg.dataset.name,
+        "to_world": scene.to_world.tolist(),
+        "train": scene.train,
+        "test": scene.test,
+        "names": scene.names,
+    }
+    checkpoint.write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
+    write_png(run / "images/scene.png", scene_picture(scene, cfg.model.radius))
+    log.info("cameras, points and sphere: %s", run / "images/scene.png")
+
+
 def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, test: bool, mesh: bool) -> int:
     """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
     threads = setup_threads(cfg.trainer.threads)
@@ -76,6 +112,7 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
         cfg = fit_recipe(cfg, scene) if train and not state else cfg
         if train:
             run.record_source(to_yaml(cfg))
+            record_scene(scene, cfg, run)
             trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)
             if state:
                 trainer.load(state, path)

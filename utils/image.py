@@ -49,6 +49,33 @@ def _complete(data: bytes) -> bool:
     return _jpeg_complete(data) if data.startswith(JPEG_MAGIC) else True
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) from the header of a PNG or JPEG, without decoding it. Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 20)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists and may be read") from None
+    if head.startswith(PNG_MAGIC) and len(head) >= 24:
+        size = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    else:
+        size = _jpeg_size(head) if head.startswith(JPEG_MAGIC) else None
+    if size is None or not (0 < size[0] < 1 << 16 and 0 < size[1] < 1 << 16):
+        raise UserError(f"{path}: truncated or unreadable image; copy the file again, as PNG or JPEG")
+    return size
+
+
+def _jpeg_size(head: bytes) -> tuple[int, int] | None:
+    """Of the frame header, one of the markers C0 to CF but C4, C8 and CC (ITU T.81, annex B)."""
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        marker = head[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return None
+
+
 def read_raster(path: str | Path) -> np.ndarray:
     """Decode a PNG or JPEG to uint8 [H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA, straight); 16 bits become 8. Raises UserError."""
     try:

@@ -24,7 +24,7 @@ def test_every_shipped_config_loads():
 
 
 def test_name_is_made_of_model_data_and_folder():
-    assert load_config(None, ["dataset.root_dir=/data/scan24"]).name == "neus-dtu-scan24"
+    assert load_config(None, ["dataset.root_dir=/data/scan24", "dataset.name=dtu"]).name == "neus-dtu-scan24"
 
 
 def test_resolvers():

@@ -1,0 +1,267 @@
+"""From what a reader found in files (a list of photographs with cameras) to a `Scene`: sizes, pixels, masks, region of interest.
+
+Photographs are made small as they are read, so that never more than a few lie in memory at their full size.
+"""
+
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from confs.schema import DatasetConfig
+from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
+from process_data.normalize import new_size, points_to_sphere, resize_intrinsics, split_views, to_sphere
+from process_data.region import Views, choose_region
+from utils.errors import UserError, raise_all
+from utils.image import SUFFIXES, as_rgb, image_size, read_raster, resize
+from utils.memory import check_fits
+from utils.rays import Cameras, Scene
+
+LOG = logging.getLogger("neus")
+WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded at once
+
+
+@dataclass(frozen=True)
+class View:
+    """One photograph: its files and its camera in the world's frame (OpenCV axes, pixel centres at integers)."""
+
+    name: str
+    image: Path
+    K: np.ndarray  # [3, 3]
+    size: tuple[int, int]  # width, height that K and lens hold for
+    c2w: np.ndarray  # [3, 4]
+    lens: Lens = field(default_factory=Lens)
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A scene before any pixel is read."""
+
+    root: Path
+    views: list[View]
+    points: np.ndarray | None = None  # [P, 3] world
+    test: tuple[int, ...] | None = None  # views held out by the files' own split; None: every cfg.hold_every-th
+    auto_up: str = "given"  # what dataset.up=auto means
+
+
+# ---- cameras from files ----
+
+
+def checked_pose(matrix, what: str) -> np.ndarray:
+    """Camera-to-world [3, 4] with its rotation made orthonormal. Raises UserError for what is no rotation and translation."""
+    try:
+        pose = np.asarray(matrix, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        pose = np.zeros(0)
+    if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all() or np.abs(pose[:3]).max() > 1e12:
+        raise UserError(f"{what}: expected 4x4 finite numbers, camera to world; check the export")
+    u, s, vt = np.linalg.svd(pose[:3, :3])
+    if np.linalg.det(pose[:3, :3]) <= 0 or s.max() - s.min() > 1e-2 * s.max():
+        raise UserError(f"{what}: its left 3x3 block is no rotation (it stretches or mirrors); check the export")
+    return np.concatenate([u @ vt, pose[:3, 3:]], 1)
+
+
+def checked_intrinsics(fx: float, fy: float, cx: float, cy: float, size: tuple[int, int], what: str) -> np.ndarray:
+    """K [3, 3] with pixel centres at integers, from values whose centres are at +0.5. Raises UserError for what is no camera."""
+    width, height = size
+    if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
+        raise UserError(f"{what}: image size {width}x{height}, expected 1 to 65535 pixels; check the export")
+    if not (np.isfinite([fx, fy, cx, cy]).all() and 1e-3 < fx / width < 1e4 and 1e-3 < fy / height < 1e4):
+        raise UserError(f"{what}: focal length {fx:g}, {fy:g} pixels for {width}x{height}; check the export")
+    if not (abs(cx / width - 0.5) < 2 and abs(cy / height - 0.5) < 2):
+        raise UserError(f"{what}: principal point ({cx:g}, {cy:g}) far outside {width}x{height} pixels; check the export")
+    return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1.0]])
+
+
+def find_image(base: Path, name: str) -> Path | None:
+    """The file of that name below `base`, with one of the known suffixes when it has none."""
+    try:
+        path = base / name
+        candidates = [path] if path.suffix.lower() in SUFFIXES else [path, *(path.with_name(path.name + s) for s in SUFFIXES)]
+        return next((p for p in candidates if p.is_file()), None)
+    except (OSError, ValueError):  # a name with NUL, or one that is too long
+        return None
+
+
+def find_mask(folders: list[Path], name: str) -> Path | None:
+    """The mask of image `name` (which may lie in a subfolder): same name, with .png for its suffix, or .png added (COLMAP)."""
+    stem = Path(name)
+    for folder in folders:
+        for candidate in (stem, stem.with_suffix(".png"), stem.with_name(stem.name + ".png"), Path(stem.name).with_suffix(".png")):
+            if (folder / candidate).is_file():
+                return folder / candidate
+    return None
+
+
+def masks_complete(views: list[View], root: Path, where: str) -> None:
+    """Raises UserError when some views have a mask file and others have none."""
+    lacking = [v for v in views if v.mask is None]
+    if lacking and len(lacking) < len(views):
+        name = Path(lacking[0].name).with_suffix(".png")
+        raise UserError(
+            f"{root}: {len(views)} images but {len(views) - len(lacking)} masks ({where}/{name} is missing); add it, or set dataset.masks=false"
+        )
+
+
+# ---- pixels ----
+
+
+def _fitted(view: View, size: tuple[int, int]) -> np.ndarray:
+    """K for the image file's size, which may be a resized one of the same shape. Raises UserError when it is cut or turned."""
+    if size == view.size:
+        return view.K
+    fx, fy = size[0] / view.size[0], size[1] / view.size[1]
+    if abs(fx / fy - 1) > 0.01 + 1.0 / min(size):
+        want = f"{view.size[0]}x{view.size[1]}"
+        raise UserError(
+            f"{view.image}: {size[0]}x{size[1]} pixels, but its camera is of {want}: cut or turned? expected {want} or a resized copy"
+        )
+    return resize_intrinsics(view.K, fx, fy)
+
+
+def as_mask(raster: np.ndarray) -> np.ndarray:
+    """[H, W, C] -> [H, W, 1]: alpha where it says anything, else the brightest colour; 0 and 1 mean 0 and 255."""
+    if raster.shape[2] == 4 and raster[..., 3].min() < 255:
+        return np.ascontiguousarray(raster[..., 3:])
+    mask = raster[..., :3].max(-1, keepdims=True)
+    return mask * np.uint8(255) if mask.max() == 1 else mask
+
+
+class _Developer:
+    """Reads, resizes and undistorts photographs; the map of a camera is made once."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+        self.maps: dict[tuple, np.ndarray] = {}
+
+    def camera(self, view: View, file_size: tuple[int, int]) -> np.ndarray:
+        """K [3, 3] of the developed photograph."""
+        w, h = self.size
+        K = resize_intrinsics(_fitted(view, file_size), w / file_size[0], h / file_size[1])
+        if view.lens.is_pinhole:
+            return K
+        try:
+            K_new = pinhole_intrinsics(view.lens, K, w, h)
+        except UserError as error:
+            raise UserError(f"{view.image}: {error}") from None
+        key = self._key(view, file_size)
+        if key not in self.maps:
+            self.maps[key] = sampling_map(view.lens, K, K_new, w, h)
+        return K_new
+
+    @staticmethod
+    def _key(view: View, file_size: tuple[int, int]) -> tuple:
+        return (view.lens, view.K.tobytes(), view.size, file_size)
+
+    def pixels(self, raster: np.ndarray, view: View, file_size: tuple[int, int]) -> np.ndarray:
+        small = resize(raster, *self.size)
+        mapping = self.maps.get(self._key(view, file_size))
+        return small if mapping is None else resample(small, mapping)
+
+
+def _alpha_over_white(raster: np.ndarray) -> np.ndarray:
+    alpha = raster[..., 3:].astype(np.float32) / 255
+    return np.rint(raster[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def _sizes(views: list[View]) -> list[tuple[int, int]]:
+    problems, sizes = [], []
+    for view in views:
+        try:
+            sizes.append(image_size(view.image))
+        except UserError as error:
+            problems.append(str(error))
+    raise_all(problems)
+    return sizes
+
+
+def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
+    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha, K [N, 3, 3])."""
+    views, sizes = capture.views, _sizes(capture.views)
+    common = Counter(sizes).most_common(1)[0][0]
+    size = new_size(*common, cfg.img_wh, cfg.img_downscale)
+    odd = sum(abs(s[0] * common[1] / (s[1] * common[0]) - 1) > 0.02 for s in sizes)
+    if odd:
+        log.warning(
+            "%s: %d of %d images are of another shape than %dx%d; they are stretched to it, rays and all",
+            capture.root,
+            odd,
+            len(views),
+            *common,
+        )
+    has_files = cfg.masks and views[0].mask is not None
+    line = check_fits(len(views), *size, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
+    log.info("%s", line)
+
+    developer, problems, K = _Developer(size), [], np.zeros((len(views), 3, 3))
+    for i, (view, file_size) in enumerate(zip(views, sizes)):
+        try:
+            K[i] = developer.camera(view, file_size)
+        except UserError as error:
+            problems.append(str(error))
+    raise_all(problems)
+
+    images = np.empty((len(views), size[1], size[0], 3), np.uint8)
+    use_alpha = cfg.masks and not has_files
+
+    def one(i: int):
+        view = views[i]
+        try:
+            raster = developer.pixels(read_raster(view.image), view, sizes[i])
+            alpha = raster[..., 3] if raster.shape[2] == 4 else None
+            over_white = alpha is not None and not (use_alpha and cfg.apply_mask)
+            images[i] = _alpha_over_white(raster) if over_white else as_rgb(raster)
+            if not has_files:
+                return (alpha if use_alpha else None), None
+            file = as_mask(read_raster(view.mask))
+            if abs(file.shape[1] * sizes[i][1] / (file.shape[0] * sizes[i][0]) - 1) > 0.02:
+                return None, f"{view.mask}: {file.shape[1]}x{file.shape[0]} pixels, expected {sizes[i][0]}x{sizes[i][1]} as its image"
+            return developer.pixels(file, view, sizes[i])[..., 0], None
+        except UserError as error:
+            return None, str(error)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        results = list(pool.map(one, range(len(views))))
+    raise_all([problem for _, problem in results if problem])
+    found = [mask for mask, _ in results]
+    masks = np.stack(found) if all(mask is not None for mask in found) else None
+    if masks is not None and not has_files and masks.min() == 255:
+        masks = None
+    return images, masks, masks is not None and not has_files, K
+
+
+def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
+    """Read the photographs and put the region of interest into the unit sphere. Raises UserError that lists all that is wrong."""
+    if not capture.views:
+        raise UserError(f"{capture.root}: no photographs; check the paths in its files")
+    images, masks, from_alpha, K = _develop(capture, cfg, log)
+    n, height, width = images.shape[:3]
+    c2w = np.stack([view.c2w for view in capture.views])
+    if capture.test is not None:
+        test = capture.test
+        train = tuple(i for i in range(n) if i not in set(test))
+    else:
+        train, test = split_views(n, cfg.hold_every)
+    to_world, line = choose_region(Views(K, c2w, (width, height), capture.points, masks, train), cfg, auto_up=capture.auto_up)
+    log.info("%s", line)
+    points = None
+    if capture.points is not None:
+        points = torch.from_numpy(points_to_sphere(capture.points, to_world)).float()
+    return Scene(
+        name=capture.root.resolve().name,
+        images=torch.from_numpy(images),
+        masks=None if masks is None else torch.from_numpy(masks),
+        cameras=Cameras(torch.from_numpy(K).float(), torch.from_numpy(to_sphere(c2w, to_world)).float(), height, width),
+        to_world=torch.from_numpy(to_world),
+        train=train,
+        test=test,
+        names=tuple(view.name for view in capture.views),
+        test_background="image" if masks is None or not cfg.apply_mask else "white" if from_alpha else "black",
+        points=points,
+    )

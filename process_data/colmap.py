@@ -1,0 +1,122 @@
+"""COLMAP: images/ and sparse/0/{cameras,images,points3D}.{bin,txt}, any number of cameras; masks/ optional.
+
+Poses are world-to-camera quaternions (w, x, y, z) with OpenCV axes, pixel centres at +0.5. Points that three photographs see are kept.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from confs.schema import DatasetConfig
+from process_data.capture import Capture, View, assemble, checked_intrinsics, find_image, find_mask, masks_complete
+from process_data.colmap_files import Camera, Image, good_points, read_cameras, read_images, read_points
+from process_data.lens import Lens
+from utils.errors import UserError, raise_all
+from utils.rays import Scene
+
+LOG = logging.getLogger("neus")
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse", ".")
+IMAGE_FOLDERS = ("images", "image", "dense/images", ".")
+MASK_FOLDERS = ("masks", "mask")
+# model -> (kind of lens, one focal length or two, names of k in the order that Lens wants, by their place behind the principal point)
+LENSES = {
+    "SIMPLE_PINHOLE": ("brown", 1, ()), "PINHOLE": ("brown", 2, ()), "SIMPLE_RADIAL": ("brown", 1, (0,)), "RADIAL": ("brown", 1, (0, 1)),
+    "OPENCV": ("brown", 2, (0, 1, 2, 3)), "FULL_OPENCV": ("brown", 2, (0, 1, 2, 3, 4, 5, 6, 7)), "FOV": ("fov", 2, (0,)),
+    "OPENCV_FISHEYE": ("fisheye", 2, (0, 1, 2, 3)), "SIMPLE_RADIAL_FISHEYE": ("fisheye", 1, (0,)), "RADIAL_FISHEYE": ("fisheye", 1, (0, 1)),
+    "SIMPLE_FISHEYE": ("fisheye", 1, ()), "FISHEYE": ("fisheye", 2, ()),
+}  # fmt: skip
+
+
+def model_folder(root: Path) -> Path | None:
+    """The folder with cameras and images, .bin or .txt: the one of MODEL_FOLDERS that is there first."""
+    folders = [root / f for f in MODEL_FOLDERS]
+    return next((f for f in folders if all(any((f / f"{n}.{s}").is_file() for s in ("bin", "txt")) for n in ("cameras", "images"))), None)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((folder / f"{name}.{s}" for s in ("bin", "txt") if (folder / f"{name}.{s}").is_file()), None)
+
+
+def camera_of(camera: Camera, where: str) -> tuple[np.ndarray, Lens]:
+    """(K [3, 3], lens). Raises UserError."""
+    if camera.model not in LENSES:
+        raise UserError(f"{where}: the model {camera.model!r} is not read; undistort the photographs first (colmap image_undistorter)")
+    kind, focals, places = LENSES[camera.model]
+    p, rest = camera.params, camera.params[focals + 2 :]
+    K = checked_intrinsics(p[0], p[focals - 1], p[focals], p[focals + 1], (camera.width, camera.height), where)
+    return K, Lens(kind, tuple(rest[i] for i in places))
+
+
+def pose_of(image: Image, where: str) -> np.ndarray:
+    """Camera to world [3, 4]. Raises UserError."""
+    q, t = np.array(image.quaternion), np.array(image.shift)
+    length = float(np.linalg.norm(q)) if np.isfinite(q).all() and np.abs(q).max() < 1e6 else 0.0
+    if not (0.5 < length < 2 and np.isfinite(t).all() and np.abs(t).max() < 1e12):
+        raise UserError(f"{where}: {image.name[:80]} has no valid pose; export the reconstruction again")
+    w, x, y, z = q / length
+    R = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    return np.concatenate([R.T, -R.T @ t[:, None]], 1)
+
+
+def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) -> list[View]:
+    cameras_path, images_path = _file(folder, "cameras"), _file(folder, "images")
+    cameras, images = read_cameras(cameras_path), read_images(images_path)
+    if not images:
+        raise UserError(f"{images_path}: no registered images; the reconstruction failed: take more photographs that overlap")
+    bases = [root / f for f in IMAGE_FOLDERS if (root / f).is_dir()]
+    masks = [root / f for f in MASK_FOLDERS if (root / f).is_dir()] if cfg.masks else []
+    views, problems, missing, known = [], [], [], {}
+    for image in images:
+        path = next((p for p in (find_image(base, image.name) for base in bases) if p), None)
+        if path is None:
+            missing.append(image.name)
+            continue
+        try:
+            if image.camera not in cameras:
+                raise UserError(f"{images_path}: {image.name[:80]} refers to camera {image.camera}, which {cameras_path.name} lacks")
+            camera = cameras[image.camera]
+            if image.camera not in known:
+                known[image.camera] = camera_of(camera, f"{cameras_path}: camera {image.camera}")
+            K, lens = known[image.camera]
+            pose = pose_of(image, str(images_path))
+        except UserError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+            continue
+        views.append(View(image.name, path, K, (camera.width, camera.height), pose, lens, find_mask(masks, image.name)))
+    raise_all(problems)
+    if not views:
+        raise UserError(
+            f"{images_path}: none of its {len(missing)} images is there (first: {missing[0][:200]}); put them into {root / 'images'}"
+        )
+    if missing:
+        log.warning("%s: %d of %d images are missing (first: %s); they are left out", root, len(missing), len(images), missing[0][:200])
+    return views
+
+
+def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
+    """The views and points of the folder `cfg.root_dir`. Raises UserError."""
+    root = Path(cfg.root_dir)
+    folder = model_folder(root)
+    if folder is None:
+        raise UserError(
+            f"{root}: no sparse/0 with cameras.bin and images.bin (or .txt); run structure from motion: python run.py --photos {root}"
+        )
+    views = _views(root, folder, cfg, log)
+    masks_complete(views, root, "masks")
+    path = _file(folder, "points3D")
+    points = good_points(read_points(path)) if path else None
+    log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
+    return Capture(root, views, points, auto_up="cameras")
+
+
+def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
+    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    return assemble(colmap_capture(cfg, log), cfg, log)

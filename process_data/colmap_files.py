@@ -1,0 +1,187 @@
+"""COLMAP's cameras, images and points3D, binary and text (https://colmap.github.io/format.html), into plain records.
+
+Every count in a binary file is held against the bytes that are left before anything is read or made: a damaged file is a UserError.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+
+# id -> (name, number of parameters)
+MODELS = {
+    0: ("SIMPLE_PINHOLE", 3), 1: ("PINHOLE", 4), 2: ("SIMPLE_RADIAL", 4), 3: ("RADIAL", 5), 4: ("OPENCV", 8), 5: ("OPENCV_FISHEYE", 8),
+    6: ("FULL_OPENCV", 12), 7: ("FOV", 5), 8: ("SIMPLE_RADIAL_FISHEYE", 4), 9: ("RADIAL_FISHEYE", 5), 10: ("THIN_PRISM_FISHEYE", 12),
+    11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16), 12: ("SIMPLE_DIVISION", 4), 13: ("DIVISION", 5), 14: ("SIMPLE_FISHEYE", 3), 15: ("FISHEYE", 4),
+    16: ("EUCM", 6), 17: ("EQUIRECTANGULAR", 2),
+}  # fmt: skip
+BY_NAME = {name: n for name, n in MODELS.values()}
+
+
+@dataclass(frozen=True)
+class Camera:
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    camera: int
+    quaternion: tuple[float, float, float, float]  # w, x, y, z: world to camera
+    shift: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    xyz: tuple[float, float, float]
+    error: float  # pixels; negative: unknown
+    track: int  # images that see it
+
+
+class _Bytes:
+    """A file read from front to back; whatever lies beyond its end is a UserError."""
+
+    def __init__(self, path: Path):
+        self.path, self.at = path, 0
+        try:
+            self.data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+    def need(self, n: int) -> None:
+        if n > len(self.data) - self.at:
+            raise UserError(f"{self.path}: truncated or damaged at byte {self.at} of {len(self.data)}; export the reconstruction again")
+
+    def take(self, layout: str) -> tuple:
+        size = struct.calcsize("<" + layout)
+        self.need(size)
+        values = struct.unpack_from("<" + layout, self.data, self.at)
+        self.at += size
+        return values
+
+    def skip(self, n: int) -> None:
+        self.need(n)
+        self.at += n
+
+    def count(self, least: int) -> int:
+        """A number of records of at least `least` bytes each."""
+        (n,) = self.take("Q")
+        self.need(n * least)
+        return n
+
+    def name(self) -> str:
+        end = self.data.find(b"\0", self.at, self.at + 4096)
+        if end < 0:
+            self.need(len(self.data))
+            raise UserError(f"{self.path}: no image name at byte {self.at}; export the reconstruction again")
+        raw, self.at = self.data[self.at : end], end + 1
+        return raw.decode("utf-8", "replace")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _records(path: Path, least: int) -> list[tuple[int, list[str]]]:
+    """(line number, words) of the lines that are no comments."""
+    found = [(i + 1, line.split()) for i, line in enumerate(_lines(path)) if line.strip() and not line.startswith("#")]
+    short = next((i for i, words in found if len(words) < least), None)
+    if short is not None:
+        raise UserError(f"{path}: line {short} is too short; truncated perhaps: export the reconstruction again")
+    return found
+
+
+def _bad(path: Path, line: int) -> UserError:
+    return UserError(f"{path}: line {line} holds no numbers where they are expected; export the reconstruction again")
+
+
+# ---- the three files ----
+
+
+def read_cameras(path: Path) -> dict[int, Camera]:
+    """{camera id: Camera}. Raises UserError."""
+    cameras = {}
+    if path.suffix == ".txt":
+        for line, words in _records(path, 5):
+            try:
+                cameras[int(words[0])] = Camera(words[1][:64], int(words[2]), int(words[3]), tuple(map(float, words[4:])))
+            except ValueError:
+                raise _bad(path, line) from None
+    else:
+        data = _Bytes(path)
+        for _ in range(data.count(24)):
+            number, model, width, height = data.take("iiQQ")
+            name, n = MODELS.get(model, (f"number {model}", 0))
+            if not n:
+                raise UserError(
+                    f"{path}: camera {number} is of the unknown model {name}; damaged, or of a newer COLMAP: export it as OPENCV"
+                )
+            cameras[number] = Camera(name, width, height, data.take(f"{n}d"))
+    for number, camera in cameras.items():
+        if camera.model in BY_NAME and len(camera.params) != BY_NAME[camera.model]:
+            raise UserError(
+                f"{path}: camera {number} has {len(camera.params)} parameters, expected {BY_NAME[camera.model]} of {camera.model}"
+            )
+        if not all(math.isfinite(p) for p in camera.params):
+            raise UserError(f"{path}: camera {number} holds NaN or infinity; export the reconstruction again")
+    return cameras
+
+
+def read_images(path: Path) -> list[Image]:
+    """Registered images in the order of their names. Raises UserError."""
+    images = []
+    if path.suffix == ".txt":
+        lines = [(i + 1, line) for i, line in enumerate(_lines(path)) if not line.startswith("#")]
+        while lines and not lines[0][1].strip():
+            lines.pop(0)
+        for line, text in lines[::2]:  # every second line holds the features
+            words = text.split(maxsplit=9)
+            if not words:
+                continue
+            try:
+                images.append(Image(words[9].strip(), int(words[8]), tuple(map(float, words[1:5])), tuple(map(float, words[5:8]))))
+            except (ValueError, IndexError):
+                raise _bad(path, line) from None
+    else:
+        data = _Bytes(path)
+        for _ in range(data.count(73)):
+            _, *pose, camera = data.take("i7di")
+            images.append(Image(data.name(), camera, tuple(pose[:4]), tuple(pose[4:])))
+            data.skip(24 * data.take("Q")[0])
+    return sorted(images, key=lambda image: image.name)
+
+
+def read_points(path: Path) -> list[Point]:
+    """Points of the reconstruction. Raises UserError."""
+    points = []
+    if path.suffix == ".txt":
+        for line, words in _records(path, 8):
+            try:
+                points.append(Point(tuple(map(float, words[1:4])), float(words[7]), (len(words) - 8) // 2))
+            except ValueError:
+                raise _bad(path, line) from None
+    else:
+        data = _Bytes(path)
+        for _ in range(data.count(51)):
+            _, x, y, z, _, _, _, error, track = data.take("Q3d3BdQ")
+            points.append(Point((x, y, z), error, track))
+            data.skip(8 * track)
+    return points
+
+
+def good_points(points: list[Point], least_track: int = 3, most_error: float = 2.0) -> np.ndarray | None:
+    """[P, 3] float64 of those seen often and exactly enough; None when there are hardly any."""
+    kept = [p.xyz for p in points if p.track >= least_track and p.error <= most_error]
+    array = np.array(kept if len(kept) >= 10 else [p.xyz for p in points], np.float64).reshape(-1, 3)
+    array = array[np.isfinite(array).all(1) & (np.abs(array) < 1e12).all(1)]
+    return array if len(array) >= 10 else None

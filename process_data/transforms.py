@@ -1,0 +1,199 @@
+"""`transforms.json` of instant-ngp and nerfstudio: frames with camera-to-world matrices (OpenGL axes), intrinsics and distortion.
+
+Intrinsics and distortion stand at the top or in a frame, which wins; pixel centres are at +0.5. nerfstudio's `applied_transform` is
+undone, so that the world is that of the original reconstruction.
+https://docs.nerf.studio/quickstart/data_conventions.html
+"""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+
+from confs.schema import DatasetConfig
+from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, find_image, find_mask, masks_complete
+from process_data.lens import Lens
+from utils.errors import UserError, raise_all
+from utils.image import image_size
+from utils.rays import Scene
+
+LOG = logging.getLogger("neus")
+FLIP = np.diag([1.0, -1.0, -1.0])  # OpenGL camera axes (y up, looks along -z) to OpenCV's
+PINHOLES, BROWNS = ("SIMPLE_PINHOLE", "PINHOLE"), ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object with a list `frames` of objects. Raises UserError."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5000 digits
+        raise UserError(f"{path}: not readable JSON, truncated perhaps ({str(error)[:80]}); export it again") from None
+    frames = data.get("frames") if isinstance(data, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
+        raise UserError(f'{path}: expected an object with a list "frames", got none or an empty one; export it again')
+    return data
+
+
+def _number(record: dict, key: str, where: str) -> float | None:
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e12:
+        raise UserError(f"{where}: {key} is {str(value)[:40]!r}, expected a finite number; check the export")
+    return float(value)
+
+
+def _lens(record: dict, where: str) -> Lens:
+    model = record.get("camera_model", "OPENCV")
+    k = {key: _number(record, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")}
+    if model == "OPENCV_FISHEYE" or record.get("is_fisheye") is True:
+        return Lens("fisheye", (k["k1"], k["k2"], k["k3"], k["k4"]))
+    if model in PINHOLES:
+        return Lens()
+    if model not in BROWNS:
+        raise UserError(
+            f"{where}: camera_model {str(model)[:40]!r} is not read; expected {', '.join((*PINHOLES, *BROWNS, 'OPENCV_FISHEYE'))}"
+        )
+    if k["k4"]:
+        raise UserError(f"{where}: k4 = {k['k4']:g} has no common meaning with camera_model {model}; expected OPENCV_FISHEYE or no k4")
+    return Lens("brown", (k["k1"], k["k2"], k["p1"], k["p2"], k["k3"]))
+
+
+def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[int, int], Lens]:
+    """(K [3, 3], (width, height), lens) of a frame merged over the file's top. Raises UserError."""
+    width, height = (_number(record, key, where) for key in ("w", "h"))
+    size = (round(width), round(height)) if width and height else image_size(image)
+    fx, fy = _number(record, "fl_x", where), _number(record, "fl_y", where)
+    for axis, angle in enumerate(_number(record, key, where) for key in ("camera_angle_x", "camera_angle_y")):
+        if angle is not None and not 0 < angle < math.pi:
+            raise UserError(f"{where}: camera_angle_{'xy'[axis]} is {angle:g}, expected radians between 0 and pi; check the export")
+        from_angle = None if angle is None else size[axis] / 2 / math.tan(angle / 2)
+        fx, fy = (fx or from_angle, fy) if axis == 0 else (fx, fy or (from_angle if fx is None else None))
+    fx, fy = fx or fy, fy or fx
+    if fx is None:
+        raise UserError(f"{where}: no focal length; expected fl_x in pixels or camera_angle_x in radians")
+    cx, cy = _number(record, "cx", where), _number(record, "cy", where)
+    K = checked_intrinsics(fx, fy, size[0] / 2 if cx is None else cx, size[1] / 2 if cy is None else cy, size, where)
+    return K, size, _lens(record, where)
+
+
+def read_frames(path: Path, cfg: DatasetConfig, log: logging.Logger = LOG, mask_folders: tuple[str, ...] = ()) -> list[View]:
+    """The views of one file, in its order; frames whose image is missing are left out with a warning. Raises UserError."""
+    data = read_json(path)
+    top = {key: value for key, value in data.items() if key != "frames"}
+    views, problems, missing, root = [], [], [], path.parent
+    folders = [root / f for f in mask_folders if (root / f).is_dir()]
+    for i, frame in enumerate(data["frames"]):
+        where = f"{path}: frame {i}"
+        name = frame.get("file_path")
+        if not isinstance(name, str) or not name:
+            problems.append(f"{where} has no file_path; check the export")
+            continue
+        image = find_image(root, name)
+        if image is None:
+            missing.append(name)
+            continue
+        try:
+            K, size, lens = camera_of({**top, **frame}, image, where)
+            c2w = checked_pose(frame.get("transform_matrix"), f"{where}: transform_matrix")
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        views.append(
+            View(
+                _shown(image, root),
+                image,
+                K,
+                size,
+                np.concatenate([c2w[:, :3] @ FLIP, c2w[:, 3:]], 1),
+                lens,
+                _mask(frame, root, folders, image, cfg),
+            )
+        )
+    raise_all(problems)
+    if not views:
+        raise UserError(f"{path}: none of its {len(missing)} images is there (first: {missing[0][:200]}); put them beside it")
+    if missing:
+        log.warning(
+            "%s: %d of %d images are missing (first: %s); they are left out", path, len(missing), len(data["frames"]), missing[0][:200]
+        )
+    return views
+
+
+def _shown(image: Path, root: Path) -> str:
+    try:
+        return image.relative_to(root).as_posix()
+    except ValueError:
+        return image.name
+
+
+def _mask(frame: dict, root: Path, folders: list[Path], image: Path, cfg: DatasetConfig) -> Path | None:
+    if not cfg.masks:
+        return None
+    named = frame.get("mask_path")
+    if isinstance(named, str) and named:
+        return find_image(root, named)
+    shown = Path(_shown(image, root))
+    return find_mask(folders, str(Path(*shown.parts[1:]) if len(shown.parts) > 1 else shown))
+
+
+def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
+    """Inverse [4, 4] of nerfstudio's applied_transform (and applied_scale), None when there is none. Raises UserError."""
+    if data.get("applied_transform") is None and data.get("applied_scale") is None:
+        return None
+    scale = _number(data, "applied_scale", str(path)) or 1.0
+    matrix = np.eye(4)
+    if data.get("applied_transform") is not None:
+        matrix[:3] = checked_pose(data["applied_transform"], f"{path}: applied_transform")
+    matrix[:3] *= scale
+    return np.linalg.inv(matrix)
+
+
+def _points(data: dict, path: Path, log: logging.Logger) -> np.ndarray | None:
+    """Sparse points [P, 3] of `ply_file_path`, in the frame of the transforms; None (with a warning when named) if there are none."""
+    name = data.get("ply_file_path")
+    if not isinstance(name, str) or not (path.parent / name).is_file():
+        return None
+    from utils.mesh import load_mesh
+
+    try:
+        points = np.asarray(load_mesh(path.parent / name, points=True).vertices, np.float64)
+        points = points[np.isfinite(points).all(1)]
+        return points if len(points) else None
+    except UserError as error:
+        log.warning("%s; going on without points", error)
+        return None
+
+
+def _file(root: Path) -> Path:
+    return root if root.suffix == ".json" else root / "transforms.json"
+
+
+def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
+    """The views of `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+    path = _file(Path(cfg.root_dir))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; set dataset.root_dir to the folder that holds transforms.json")
+    data = read_json(path)
+    views = read_frames(path, cfg, log, ("masks", "mask"))
+    masks_complete(views, path.parent, "masks")
+    points, undo = _points(data, path, log), _undo_applied(data, path)
+    if undo is not None:
+        scale = np.cbrt(np.linalg.det(undo[:3, :3]))
+        views = [_moved(view, undo, scale) for view in views]
+        points = None if points is None else points @ undo[:3, :3].T + undo[:3, 3]
+    return Capture(path.parent, views, points)
+
+
+def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
+    """Read `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+    return assemble(transforms_capture(cfg, log), cfg, log)
+
+
+def _moved(view: View, change: np.ndarray, scale: float) -> View:
+    pose = np.concatenate([change[:3, :3] @ view.c2w[:, :3] / scale, (change[:3, :3] @ view.c2w[:, 3] + change[:3, 3])[:, None]], 1)
+    return View(view.name, view.image, view.K, view.size, pose, view.lens, view.mask)

@@ -1,0 +1,47 @@
+"""How much memory there is, and whether a scene fits into it."""
+
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+GIB = 2**30
+SHARE = 0.8  # of what is free: training needs its own
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def available() -> int | None:
+    """Bytes that a process may still take: free memory of the machine, or less in a container; None where it cannot be told."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None:
+        found.append(max(limit - used, 0))
+    return min(found) if found else None
+
+
+def check_fits(n: int, width: int, height: int, channels: int, largest: tuple[int, int], workers: int, what: str) -> str:
+    """A line on the peak of reading n images of width x height kept as bytes, `workers` photographs of the largest size open at once.
+
+    Raises UserError with advice when that is more than there is.
+    """
+    kept = n * width * height * channels
+    peak = kept + workers * largest[0] * largest[1] * 12  # file, decoded, reordered, resized
+    free = available()
+    told = f"{n} images of {width}x{height}: {kept / GIB:.2f} GiB kept, {peak / GIB:.2f} GiB at the peak"
+    if free is not None and peak > SHARE * free:
+        fits = max(1.0, (kept / max(SHARE * free - (peak - kept), 1)) ** 0.5)
+        advice = f"set dataset.img_downscale to {fits:.1f} times what it is" if fits < 64 else "use a machine with more memory"
+        raise UserError(f"{what}: {told}, but {free / GIB:.2f} GiB are free; {advice}, or use fewer images")
+    return told
