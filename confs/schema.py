@@ -245,6 +245,7 @@ class BackdropConfig:
     n_proposal: int = 32  # places a ray at which the proposal density is asked
     n_samples: int = 16  # samples a ray
     far: float = 1000.0  # the horizon, in radii
+    see_dirs: bool = True  # its colour depends on the view; false leaves it less room to imitate the object in each view
 
     def __post_init__(self) -> None:
         _check(

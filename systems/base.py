@@ -31,6 +31,8 @@ class RaySystem:
     def __init__(self, model: nn.Module, cfg: Config, device: torch.device):
         self.model, self.cfg, self.device = model, cfg, device
         self.weights = {name: ramp(getattr(cfg.loss, name)) for name in loss_weights()}
+        if not (cfg.dataset.apply_mask or cfg.model.background == "learned"):
+            self.weights["mask"] = ramp(0.0)  # masks are not to be used; under a learned background loss.mask asks for them
         self.stats: dict[str, float] = {}
 
     # ------------------------------------------------------------------ what a method says

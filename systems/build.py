@@ -67,7 +67,7 @@ def build_background(cfg: Config, device: torch.device) -> Background | None:
     spec = _hash_spec(b.n_levels, b.n_features, b.log2_size, b.base, b.top, False, cfg, device)
     grid = get_encoding("hashgrid", spec=spec, backend=choose("hashgrid", cfg.backend.hashgrid, device))
     field = DensityNetwork(grid, cfg.model.radius, b.hidden, 1, b.feature, bounded=False)
-    radiance = RadianceNetwork(b.feature, b.hidden, 2, build_dirs(cfg), see_normal=False)
+    radiance = RadianceNetwork(b.feature, b.hidden, 2, build_dirs(cfg) if b.see_dirs else None, see_normal=False)
     return Background(build_proposal(cfg, device, bounded=False), field, radiance, b.n_proposal, b.n_samples, b.far)
 
 

@@ -66,11 +66,11 @@ def test_differences_follow_the_open_levels_and_agree_with_the_slope(tiny_scene,
 
 def test_the_cap_on_the_sharpness_follows_its_schedule():
     variance = Variance(1.0, [20.0, 2000.0, 0.0, 1.0])
-    assert float(variance()) == pytest.approx(2000)  # at the end, and before any step
+    assert variance().item() == pytest.approx(2000)  # at the end, and before any step
     variance.before_step(0.0)
-    assert float(variance()) == pytest.approx(20)
+    assert variance().item() == pytest.approx(20)
     variance.before_step(0.5)
-    assert float(variance()) == pytest.approx(200)
+    assert variance().item() == pytest.approx(200)
 
 
 def test_gradients_near_the_camera_are_scaled():

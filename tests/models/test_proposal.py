@@ -53,7 +53,7 @@ def test_interlevel_is_zero_under_the_bound_and_teaches_the_proposal_alone():
     outer = torch.tensor([[0.25, 0.25, 0.25, 0.25]], requires_grad=True)
     fine = torch.tensor([[0.2, 0.2]])
     assert torch.allclose(outer_sum(edges(2, 1), edges(4, 1), outer), torch.tensor([[0.5, 0.5]]))
-    assert float(interlevel(edges(2, 1), fine, edges(4, 1), outer)) == 0
+    assert interlevel(edges(2, 1), fine, edges(4, 1), outer).item() == 0
     tall = torch.tensor([[0.0, 0.9]], requires_grad=True)
     loss = interlevel(edges(2, 1), tall, edges(4, 1), outer)
     loss.backward()

@@ -152,6 +152,15 @@ def test_each_loss_switched_on_is_logged_and_reaches_the_weights(name, recipe, t
     assert grads and all(torch.isfinite(g).all() for g in grads) and any(float(g.abs().sum()) > 0 for g in grads)
 
 
+@pytest.mark.parametrize(
+    ("more", "used"), [([], True), (["dataset.apply_mask=false"], False), (["dataset.apply_mask=false", "model.background=learned"], True)]
+)
+def test_masks_that_are_not_to_be_used_are_not(more, used, tiny_scene, tmp_path):
+    t = trainer(tiny("dtu-wmask", tiny_scene, tmp_path, *more), tmp_path / "run")
+    t.batches = t._batches()
+    assert ("mask" in t.system.losses(next(t.batches), 0.0)) == used
+
+
 def test_points_pull_the_surface_and_come_with_the_batch(tiny_scene, tmp_path):
     cfg = tiny("dtu-wmask", tiny_scene, tmp_path, "loss.points=1", "trainer.max_steps=40", "loss.rgb=0", "loss.mask=0", "optim.warmup=0")
     t = trainer(cfg, tmp_path / "run")
