@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from confs.schema import DatasetConfig
 from process_data.capture import WORKERS, View, assemble
 from process_data.colmap import colmap_capture
+from process_data.ground import dense, support_plane
 from process_data.hull import Silhouettes, carve, project
 from process_data.lens import pinhole_intrinsics, undistort
 from process_data.load import recognise
@@ -54,36 +54,6 @@ def _cells() -> np.ndarray:
     return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
 
 
-def _dense(x: np.ndarray) -> np.ndarray:
-    """Points without those far from their neighbours, which are mismatches."""
-    if len(x) < 20:
-        return x
-    gap = cKDTree(x).query(x, 9)[0][:, 1:].mean(1)
-    return x[gap < 3 * np.median(gap)]
-
-
-def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float] | None:
-    """(normal [3], offset) of the plane that holds most points, cameras on its positive side: n x = offset. None when it holds few."""
-    rng, best, most = np.random.default_rng(seed), None, 0
-    if len(x) < 50:
-        return None
-    some = x[rng.choice(len(x), min(len(x), 6000), replace=False)]
-    for _ in range(400):
-        a, b, c = some[rng.choice(len(some), 3, replace=False)]
-        normal = np.cross(b - a, c - a)
-        length = np.linalg.norm(normal)
-        if length < 1e-9:
-            continue
-        normal = normal / length
-        side = centres @ normal - a @ normal
-        normal, side = (normal, side) if np.median(side) > 0 else (-normal, -side)
-        near = np.abs((some - a) @ normal) < 0.02
-        # a table has all cameras and nearly all points in front of it
-        if near.sum() > most and (side > 0).mean() > 0.95 and ((some - a) @ normal < -0.05).mean() < 0.15:
-            most, best = int(near.sum()), (normal, float(a @ normal))
-    return best if best is not None and most > 0.15 * len(some) else None
-
-
 def seed_points(scene: Scene, log: logging.Logger = LOG) -> _Seeds:
     """The points of structure from motion sorted into object and surroundings."""
     x = np.zeros((0, 3)) if scene.points is None else scene.points.double().numpy()
@@ -92,10 +62,10 @@ def seed_points(scene: Scene, log: logging.Logger = LOG) -> _Seeds:
     plane = support_plane(near, scene.cameras.c2w[:, :, 3].double().numpy())
     inside = x[far < 0.95]
     if plane is None:
-        return _Seeds(_dense(inside[np.linalg.norm(inside, axis=1) < 0.6]), x[far > 1.1], None)
+        return _Seeds(dense(inside[np.linalg.norm(inside, axis=1) < 0.6]), x[far > 1.1], None)
     normal, offset = plane
     flat = np.abs(near @ normal - offset) < 0.02
-    above = _dense(inside[inside @ normal - offset > 0.04])
+    above = dense(inside[inside @ normal - offset > 0.04])
     log.info("masks: the object stands on a plane of %d points and shows %d of its own", int(flat.sum()), len(above))
     return _Seeds(above, np.concatenate([x[far > 1.1], near[flat]]), plane)
 

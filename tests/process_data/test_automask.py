@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from confs.schema import DatasetConfig
-from process_data.automask import support_plane, write_masks
+from process_data.automask import write_masks
+from process_data.ground import standing_object, support_plane
 from process_data.load import load_scene
 from tests import formats
 from utils.errors import UserError
@@ -25,6 +26,16 @@ def test_support_plane():
     assert normal @ [0, 0, 1] > 0.999 and offset == pytest.approx(-0.5, abs=0.02)
     assert support_plane(rng.uniform(-1, 1, (500, 3)), np.array([[0, 0, 5.0]])) is None
     assert support_plane(table[:10], np.array([[0, 0, 5.0]])) is None
+
+
+def test_what_stands_on_the_table_is_the_object():
+    rng = np.random.default_rng(0)
+    table = np.column_stack([rng.uniform(-4, 4, (2000, 2)), np.full(2000, -1.0)])
+    thing = rng.uniform(-0.8, 0.8, (800, 3)) * [1, 1, 0.9] + [0.5, 0, 0]
+    cup = rng.uniform(-0.1, 0.1, (60, 3)) + [-2.2, 2, -0.8]
+    found = standing_object(np.concatenate([table, thing, cup]), rng.uniform(3, 6, (30, 3)), np.array([0.3, 0, -0.5]), 3.0)
+    assert len(found) > 600 and np.abs(found.mean(0) - [0.5, 0, 0.06]).max() < 0.1
+    assert standing_object(table, rng.uniform(3, 6, (30, 3)), np.zeros(3), 3.0) is None
 
 
 def on_a_table(written: formats.Written) -> list[np.ndarray]:
