@@ -77,7 +77,7 @@ class HashGridConfig:
     base: int = 16  # coarsest resolution
     top: int = 512  # finest resolution: about the pixel footprint at the object (2 radius / pixel)
     interpolation: Literal["linear", "smoothstep"] = "smoothstep"  # linear leaves cell edges in the normals
-    levels: Any = field(default_factory=lambda: [4, 12, 0.0, 0.5])  # schedule: number of open levels
+    levels: Any = field(default_factory=lambda: [4, 12, 0.0, 0.3])  # schedule: number of open levels
 
     def __post_init__(self) -> None:
         _schedules("model.grid", self, "levels")
@@ -264,7 +264,7 @@ class BackdropConfig:
 class ModelConfig:
     name: Literal["neus", "nerf"] = "neus"
     radius: float = 1.0  # of the sphere that holds the object
-    samples_per_ray: int = 256  # training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
+    samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
     samples_per_ray_test: int = 1024  # the same for pictures of views
     background: Literal["random", "black", "white", "learned"] = "random"  # behind the object in training; learned: a field of its own
     cos_anneal_end: float = 0.25  # progress at which the true cosine is used
@@ -284,6 +284,7 @@ class ModelConfig:
     backdrop: BackdropConfig = field(default_factory=BackdropConfig)
 
     def __post_init__(self) -> None:
+        _schedules("model", self, "samples_per_ray", log=True)
         other = "hierarchical" if self.name == "nerf" else "proposal"
         _check(
             "model",
@@ -291,7 +292,10 @@ class ModelConfig:
             encoding=(self.name == "nerf" or "ipe" not in self.encoding, "ipe is for model.name=nerf; use frequency"),
             radius=(self.radius > 0, f"must be positive, got {self.radius}"),
             samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
-            samples_per_ray=(self.samples_per_ray >= 16, f"must be at least 16, got {self.samples_per_ray}"),
+            samples_per_ray=(
+                min(ramp(self.samples_per_ray).start, ramp(self.samples_per_ray).end) >= 16,
+                f"must be at least 16, got {self.samples_per_ray}",
+            ),
             cos_anneal_end=(0 <= self.cos_anneal_end <= 1, f"must lie in [0, 1], got {self.cos_anneal_end}"),
         )
 

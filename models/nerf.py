@@ -59,13 +59,13 @@ class NeRF(nn.Module):
     """
 
     def __init__(
-        self, field: DensityNetwork, radiance: RadianceNetwork, occupancy: OccupancyGrid | Proposals, radius: float, step: float,
+        self, field: DensityNetwork, radiance: RadianceNetwork, occupancy: OccupancyGrid | Proposals, radius: float, steps: Ramp,
         test_step: float, levels: Ramp, level: float, composite_backend: str = "torch", backdrop: Background | None = None, gradient_scaling: bool = False,
         cone: float = 0.0,
     ):  # fmt: skip
         super().__init__()
         self.field, self.radiance, self.occupancy, self.backdrop = field, radiance, occupancy, backdrop
-        self.radius, self.min_step, self.test_step, self.levels, self.level = radius, step, test_step, levels, level
+        self.radius, self.steps, self.min_step, self.test_step, self.levels, self.level = radius, steps, steps(0), test_step, levels, level
         self.composite_backend, self.gradient_scaling, self.cone = composite_backend, gradient_scaling, cone
 
     def open_levels(self, progress: float) -> float:
@@ -74,7 +74,7 @@ class NeRF(nn.Module):
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
         """Refresh the occupancy: opacity over one step."""
-        levels = self.open_levels(progress)
+        levels, self.min_step = self.open_levels(progress), self.steps(progress)
 
         def occupancy(x: Tensor) -> Tensor:
             return torch.cat([-torch.expm1(-self.field.density(part, levels) * self.min_step) for part in x.split(65536)])

@@ -34,12 +34,19 @@ class NeuS(nn.Module):
 
     def __init__(
         self, sdf: SDFNetwork | SDFMLP, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid | HierarchicalSampler,
-        radius: float, step: float, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
+        radius: float, steps: Ramp, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
         backdrop: Background | None = None, gradient_scaling: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
-        self.radius, self.min_step, self.test_step, self.levels, self.cos_anneal_end = radius, step, test_step, levels, cos_anneal_end
+        self.radius, self.steps, self.min_step, self.test_step, self.levels, self.cos_anneal_end = (
+            radius,
+            steps,
+            steps(0),
+            test_step,
+            levels,
+            cos_anneal_end,
+        )
         self.composite_backend, self.backdrop, self.gradient_scaling = composite_backend, backdrop, gradient_scaling
 
     def open_levels(self, progress: float) -> float:
@@ -55,8 +62,9 @@ class NeuS(nn.Module):
 
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
-        """Move the cap of the sharpness; refresh the occupancy: density relative to that on the surface, within the margin of each point."""
+        """Move the cap of the sharpness and the step; refresh the occupancy: density relative to that on the surface, within the margin of each point."""
         self.variance.before_step(progress)
+        self.min_step = self.steps(progress)
         inv_s, levels = self.variance(), self.open_levels(progress)
 
         def occupancy(x: Tensor) -> Tensor:

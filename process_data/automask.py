@@ -18,6 +18,7 @@ from tqdm import tqdm
 from confs.schema import DatasetConfig
 from process_data.capture import WORKERS, View, assemble
 from process_data.colmap import colmap_capture
+from process_data.ground import dense, support_plane
 from process_data.hull import Silhouettes, carve, project
 from process_data.lens import pinhole_intrinsics, undistort
 from process_data.load import recognise
@@ -35,32 +36,22 @@ LAYOUTS = ("colmap", "transforms")
 
 @dataclass(frozen=True)
 class _Seeds:
-    """Points in the unit sphere's frame: on the object, and not on it."""
+    """Points in the unit sphere's frame, and the plane the object stands on: normal x > offset is above it."""
 
-    object: np.ndarray  # [P, 3]
-    other: np.ndarray  # [Q, 3]
+    object: np.ndarray  # [P, 3] on the object
+    other: np.ndarray  # [Q, 3] not on it
+    plane: tuple[np.ndarray, float] | None
+
+    def volume(self) -> np.ndarray:
+        """Cells [M, 3] of the unit ball above the plane."""
+        x = _cells()
+        x = x[np.linalg.norm(x, axis=1) < 1]
+        return x if self.plane is None else x[x @ self.plane[0] > self.plane[1] - 0.01]
 
 
-def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float] | None:
-    """(normal [3], offset) of the plane that holds most points, cameras on its positive side: n x = offset. None when it holds few."""
-    rng, best, most = np.random.default_rng(seed), None, 0
-    if len(x) < 50:
-        return None
-    some = x[rng.choice(len(x), min(len(x), 6000), replace=False)]
-    for _ in range(400):
-        a, b, c = some[rng.choice(len(some), 3, replace=False)]
-        normal = np.cross(b - a, c - a)
-        length = np.linalg.norm(normal)
-        if length < 1e-9:
-            continue
-        normal = normal / length
-        side = centres @ normal - a @ normal
-        normal, side = (normal, side) if np.median(side) > 0 else (-normal, -side)
-        near = np.abs((some - a) @ normal) < 0.02
-        # a table has all cameras and nearly all points in front of it
-        if near.sum() > most and (side > 0).mean() > 0.95 and ((some - a) @ normal < -0.05).mean() < 0.15:
-            most, best = int(near.sum()), (normal, float(a @ normal))
-    return best if best is not None and most > 0.15 * len(some) else None
+def _cells() -> np.ndarray:
+    axis = (np.arange(CELLS) + 0.5) / CELLS * 2 - 1
+    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
 
 
 def seed_points(scene: Scene, log: logging.Logger = LOG) -> _Seeds:
@@ -71,12 +62,12 @@ def seed_points(scene: Scene, log: logging.Logger = LOG) -> _Seeds:
     plane = support_plane(near, scene.cameras.c2w[:, :, 3].double().numpy())
     inside = x[far < 0.95]
     if plane is None:
-        return _Seeds(inside[np.linalg.norm(inside, axis=1) < 0.6], x[far > 1.1])
+        return _Seeds(dense(inside[np.linalg.norm(inside, axis=1) < 0.6]), x[far > 1.1], None)
     normal, offset = plane
-    log.info("masks: the object stands on a plane that holds %d points", int((np.abs(near @ normal - offset) < 0.02).sum()))
-    height = inside @ normal - offset
-    on_plane = near[np.abs(near @ normal - offset) < 0.02]
-    return _Seeds(inside[height > 0.06], np.concatenate([x[far > 1.1], on_plane]))
+    flat = np.abs(near @ normal - offset) < 0.02
+    above = dense(inside[inside @ normal - offset > 0.04])
+    log.info("masks: the object stands on a plane of %d points and shows %d of its own", int(flat.sum()), len(above))
+    return _Seeds(above, np.concatenate([x[far > 1.1], near[flat]]), plane)
 
 
 def _dots(shape: tuple[int, int], K: np.ndarray, c2w: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
@@ -89,14 +80,6 @@ def _dots(shape: tuple[int, int], K: np.ndarray, c2w: np.ndarray, x: np.ndarray,
     picture[v, u] = 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * size + 1,) * 2)
     return cv2.dilate(picture, kernel) > 0
-
-
-def _ball(shape: tuple[int, int], K: np.ndarray, c2w: np.ndarray, radius: float) -> np.ndarray:
-    """bool [H, W]: pixels whose ray comes nearer than `radius` to the origin."""
-    v, u = np.mgrid[: shape[0], : shape[1]]
-    dirs = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(K).T @ c2w[:, :3].T
-    dirs /= np.linalg.norm(dirs, axis=-1, keepdims=True)
-    return np.linalg.norm(np.cross(dirs, -c2w[:, 3]), axis=-1) < radius
 
 
 def grab(image: np.ndarray, sure_no: np.ndarray, maybe_yes: np.ndarray, sure_yes: np.ndarray, rounds: int = 4) -> np.ndarray:
@@ -126,15 +109,14 @@ def _tidy(mask: np.ndarray) -> np.ndarray:
     return mask | np.isin(holes, small[small > 0])
 
 
-def _hull(masks: list[np.ndarray], K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
-    """Cells [P, 3] of the unit ball that nearly all masks hold; the largest connected part of them."""
-    axis = (np.arange(CELLS) + 0.5) / CELLS * 2 - 1
-    x = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    kept = carve(Silhouettes(masks, K, c2w), x, 1.0 / CELLS, forgiven=0.15, seen=0.3) & (np.linalg.norm(x, axis=1) < 1)
-    parts, n = ndimage.label(kept.reshape((CELLS,) * 3))
-    if n == 0:
-        return x[kept]
-    return x[parts.ravel() == 1 + np.bincount(parts.ravel())[1:].argmax()]
+def _hull(masks: list[np.ndarray], K: np.ndarray, c2w: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Of the cells x [M, 3] those that nearly all masks hold; the largest connected part of them."""
+    kept = x[carve(Silhouettes(masks, K, c2w), x, 1.0 / CELLS, forgiven=0.15, seen=0.3)]
+    grid = np.zeros((CELLS,) * 3, bool)
+    at = tuple(np.rint((kept + 1) / 2 * CELLS - 0.5).astype(int).T)
+    grid[at] = True
+    parts, n = ndimage.label(grid)
+    return kept[parts[at] == 1 + np.bincount(parts.ravel())[1:].argmax()] if n else kept
 
 
 def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
@@ -143,25 +125,27 @@ def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
     shape, images = (scene.cameras.height, scene.cameras.width), scene.images.numpy()
     seeds, hull = seed_points(scene, log), None
     masks: list[np.ndarray] = []
-    dot = max(1, round(max(shape) / 160))
+    dot, none = max(1, round(max(shape) / 160)), np.zeros(shape, bool)
+    volume, known = seeds.volume(), len(seeds.object) >= 50
 
     def one(i: int) -> np.ndarray:
-        outside = ~_ball(shape, K[i], c2w[i], 1.0)
-        yes = _dots(shape, K[i], c2w[i], seeds.object, dot)
-        no = _dots(shape, K[i], c2w[i], seeds.other, dot) & ~yes
-        if hull is None:
-            near = _dots(shape, K[i], c2w[i], seeds.object, 5 * dot) if len(seeds.object) >= 50 else _ball(shape, K[i], c2w[i], 0.6)
-            return _tidy(grab(images[i], outside | no, near, np.zeros(shape, bool)))
         cell = max(1, int(np.ceil(K[i, 0, 0] / CELLS / max(float(np.linalg.norm(c2w[i, :, 3])), 1e-6))))
+        outside = ~_dots(shape, K[i], c2w[i], volume, cell)
+        # a point of the object lies in its outline whether it is hidden or not; one of the surroundings may be hidden by the object
+        yes = _dots(shape, K[i], c2w[i], seeds.object, 1) if known and seeds.plane is not None else none
+        if hull is None:
+            near = _dots(shape, K[i], c2w[i], seeds.object, 5 * dot) if known else _dots(shape, K[i], c2w[i], 0.6 * volume, cell)
+            no = _dots(shape, K[i], c2w[i], seeds.other, dot) & ~near
+            return _tidy(grab(images[i], outside | no, near, yes))
         silhouette = _dots(shape, K[i], c2w[i], hull, cell)
-        wide = cv2.dilate(silhouette.astype(np.uint8), np.ones((2 * (cell + 4) + 1,) * 2, np.uint8)) > 0
+        wide = cv2.dilate(silhouette.astype(np.uint8), np.ones((2 * (cell + 3) + 1,) * 2, np.uint8)) > 0
         core = cv2.erode(silhouette.astype(np.uint8), np.ones((2 * (cell + 5) + 1,) * 2, np.uint8)) > 0
-        return _tidy(grab(images[i], outside | ~wide, silhouette, core))
+        return _tidy(grab(images[i], outside | ~wide, silhouette, core | yes))
 
     for turn in range(ROUNDS):
         with ThreadPoolExecutor(WORKERS) as pool:
             masks = list(tqdm(pool.map(one, range(len(images))), total=len(images), desc=f"masks, round {turn + 1}", leave=False))
-        hull = _hull(masks, K, c2w)
+        hull = _hull(masks, K, c2w, volume)
         if len(hull) < 50:
             raise UserError(
                 "--auto-mask: the views agree on no object; set dataset.center and dataset.radius to a sphere that just holds it, "

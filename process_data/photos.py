@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,24 +78,32 @@ def _upright(path: Path, name: str, folder: Path) -> Photo:
             target.write_bytes(path.read_bytes())
         else:
             copy = ImageOps.exif_transpose(image).convert("RGB")  # its EXIF stays, without the orientation
-            copy.save(target, quality=97, exif=copy.getexif())
+            copy.save(target, quality=97, subsampling=0, exif=copy.getexif())
     return Photo(path, name, camera, turned)
+
+
+def _plain_name(path: Path, taken: set[str]) -> str:
+    """A name for the copy: no spaces (COLMAP's lists have none), .jpg or .png, not taken."""
+    name = Path("_".join(path.as_posix().split())).with_suffix(".png" if path.suffix.lower() == ".png" else ".jpg")
+    names = (name if k == 1 else name.with_stem(f"{name.stem}-{k}") for k in itertools.count(1))
+    return next(n.as_posix() for n in names if n.as_posix() not in taken)
 
 
 def collect(folder: Path, target: Path) -> tuple[list[Photo], dict[str, str]]:
     """Upright copies of the photographs of `folder` in `target`, and {name: why} of those left out. Raises UserError."""
     photos, left_out, seen = [], {}, {}
     for path in find_photos(folder):
-        name = path.relative_to(folder).with_suffix(".png" if path.suffix.lower() == ".png" else ".jpg").as_posix()
+        shown = path.relative_to(folder).as_posix()
+        name = _plain_name(path.relative_to(folder), {p.name for p in photos})
         try:
             digest = hashlib.sha256(path.read_bytes()).digest()
             if digest in seen:
-                left_out[path.name] = f"the same file as {seen[digest]}"
+                left_out[shown] = f"the same file as {seen[digest]}"
                 continue
-            seen[digest] = path.name
+            seen[digest] = shown
             photos.append(_upright(path, name, target))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            left_out[path.name] = f"cannot be read ({str(error)[:80]})"
+            left_out[shown] = f"cannot be read ({str(error)[:80]})"
     if len(photos) < LEAST:
         why = "; ".join(f"{k}: {v}" for k, v in list(left_out.items())[:3])
         raise UserError(f"{folder}: {len(photos)} usable photographs, expected at least {LEAST} ({why}); {ADVICE}")

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from confs.schema import DatasetConfig
+from process_data.ground import ground_up, standing_object, trimmed
 from process_data.hull import silhouettes, visual_hull
 from process_data.normalize import similarity, similarity_parts
 from process_data.path import up_axis
 from utils.errors import UserError
 
 MARGIN = 1.05  # the sphere is wider than what it holds by this factor
-CLEAR = 0.9  # of the distance of all but the nearest cameras: these stay outside
+STANDING = 1.2  # and by this where points alone say what the object is
+CLEAR = 0.8  # of the distance of all but the nearest cameras: these stay outside
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,23 @@ def meeting_point(c2w: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def framed_radius(views: Views, centre: np.ndarray) -> float | None:
-    """Radius of the sphere around the centre that half of the cameras see whole, clear of nearly all cameras; None if few see the centre."""
+    """Radius of the sphere around the centre that fills the longer side of half of the pictures, clear of nearly all cameras.
+
+    None when few cameras see the centre. Rather too wide than too narrow: what leaves the sphere is lost.
+    """
     w, h = views.size
     p = ((centre - views.centres)[:, None] @ views.c2w[:, :, :3])[:, 0]  # [N, 3] in the cameras
     corners = np.array([[-0.5, -0.5, 1], [w - 0.5, -0.5, 1], [w - 0.5, h - 0.5, 1], [-0.5, h - 0.5, 1]])
     rays = (np.linalg.inv(views.K)[:, None] @ corners[None, :, :, None])[..., 0]  # [N, 4, 3]
     normals = np.cross(rays, np.roll(rays, -1, 1))
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
-    depth = (normals * p[:, None]).sum(2).min(1)  # distance to the nearest side of the frustum
+    sides = (normals * p[:, None]).sum(2)  # [N, 4] distance to the top, right, bottom, left side of the frustum
+    depth = np.where(sides.min(1) > 0, np.maximum(np.minimum(sides[:, 0], sides[:, 2]), np.minimum(sides[:, 1], sides[:, 3])), 0)
     depth = depth[depth > 0]
     if 2 * len(depth) < len(views.c2w):
         return None
     clear = CLEAR * np.quantile(np.linalg.norm(views.centres - centre, axis=1), 0.05)
     return float(min(np.median(depth), clear)) or None
-
-
-def trimmed(points: np.ndarray) -> np.ndarray:
-    """Points without those far off: further from the median than six times the median distance."""
-    off = np.linalg.norm(points - np.median(points, 0), axis=1)
-    return points[off <= 6 * np.median(off) + 1e-12]
 
 
 def smallest_ball(x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -85,30 +85,6 @@ def smallest_ball(x: np.ndarray) -> tuple[np.ndarray, float]:
     for i in range(200):
         centre = centre + (x[np.linalg.norm(x - centre, axis=1).argmax()] - centre) / (i + 2)
     return centre, float(np.linalg.norm(x - centre, axis=1).max())
-
-
-def ground_up(points: np.ndarray, up: np.ndarray, seed: int = 0) -> np.ndarray | None:
-    """Normal of the plane that holds most points (RANSAC), on the side of `up`; None when it stands steeper than 45 degrees."""
-    rng = np.random.default_rng(seed)
-    x = trimmed(points)
-    if len(x) < 20:
-        return None
-    x = x if len(x) < 20000 else x[rng.choice(len(x), 20000, replace=False)]
-    width = 0.01 * np.median(np.linalg.norm(x - np.median(x, 0), axis=1))
-    best, most = None, 0
-    for _ in range(300):
-        a, b, c = x[rng.choice(len(x), 3, replace=False)]
-        normal = np.cross(b - a, c - a)
-        length = np.linalg.norm(normal)
-        if length < 1e-12 or abs(normal @ up) < np.cos(np.radians(45)) * length:
-            continue
-        near = np.abs((x - a) @ (normal / length)) < width
-        if near.sum() > most:
-            most, best = int(near.sum()), near
-    if best is None or most < 20:
-        return None
-    normal = np.linalg.svd(x[best] - x[best].mean(0), full_matrices=False)[2][2]
-    return normal * np.sign(normal @ up)
 
 
 # ---- choices ----
@@ -166,7 +142,12 @@ def _auto(views: Views, meet: np.ndarray, share: float) -> tuple[np.ndarray, flo
     if hull is not None:
         centre, radius = smallest_ball(hull[0])
         return centre, MARGIN * (radius + hull[1]), "the visual hull of the masks"
-    near = _seen_points(views, meet)
+    near, reach = _seen_points(views, meet), framed_radius(views, meet)
+    thing = standing_object(views.points, views.centres, meet, reach) if near is not None else None
+    if thing is not None:
+        centre, radius = smallest_ball(thing)
+        clear = CLEAR * float(np.quantile(np.linalg.norm(views.centres - centre, axis=1), 0.05))
+        return centre, min(STANDING * radius, clear), "the points that stand out from the plane of most points"
     if near is not None:
         return np.median(near, 0), None, "the points where the cameras look"
     return meet, None, "the point the cameras look at"

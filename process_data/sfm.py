@@ -147,11 +147,20 @@ def _signature(photos: Path) -> list:
     return [[p.relative_to(photos).as_posix(), p.stat().st_size] for p in find_photos(photos)]
 
 
+def scene_folder(photos: Path) -> Path:
+    """inputs/<name of the photographs' folder>, or that with -scene where the photographs themselves lie there."""
+    scene = Path("inputs") / photos.resolve().name
+    return scene.with_name(scene.name + "-scene") if scene.resolve() == photos.resolve() else scene
+
+
 def reconstruct(photos: Path, scene: Path, masks: Path | None = None, matching: str = "auto", threads: int = -1) -> Report:
     """Make the scene folder from the photographs; what is there already for the same photographs is kept.
 
     Raises UserError with advice when there are too few photographs or they do not fit together.
     """
+    here, there = photos.resolve(), scene.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise UserError(f"{scene}: the scene folder and the photographs {photos} lie in each other; choose another with dataset.root_dir=")
     signature, record = _signature(photos), scene / "sfm.json"
     if record.is_file() and (scene / "sparse/0/images.bin").is_file():
         try:
@@ -212,7 +221,11 @@ def _reconstruct(pycolmap, source: Path, work: Path, masks: Path | None, matchin
 
 
 def _finish(scene: Path, work: Path) -> None:
-    """Put the results in the place of older ones."""
+    """Put the results in the place of older ones; masks that were there belong to other copies and step aside."""
+    if (scene / "masks").exists() and not (work / "masks").exists():
+        shutil.rmtree(scene / "masks.old", ignore_errors=True)
+        (scene / "masks").rename(scene / "masks.old")
+        log.warning("%s: masks of earlier photographs are now masks.old/", scene)
     for part in ("images", "sparse", "masks"):
         if (work / part).exists():
             shutil.rmtree(scene / part, ignore_errors=True)
@@ -231,7 +244,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=-1)
     args = p.parse_args()
     try:
-        scene = args.scene or Path("inputs") / args.photos.resolve().name
+        scene = args.scene or scene_folder(args.photos)
         reconstruct(args.photos, scene, args.masks, args.matching, args.threads)
         log.info("next: python run.py --config confs/neus-colmap.yaml --train dataset.root_dir=%s", scene)
         return 0

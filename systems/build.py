@@ -78,11 +78,12 @@ def build_occupancy(cfg: Config, device: torch.device) -> OccupancyGrid:
     )
 
 
-def _steps(cfg: Config) -> tuple[float, float]:
+def _steps(cfg: Config) -> tuple[Ramp, float]:
     """Lengths of an interval in training and in pictures."""
     m = cfg.model
-    diagonal = 2 * 3**0.5 * m.radius
-    return diagonal / m.samples_per_ray, diagonal / max(m.samples_per_ray, m.samples_per_ray_test)
+    diagonal, n = 2 * 3**0.5 * m.radius, ramp(m.samples_per_ray)
+    finest = max(n.start, n.end, m.samples_per_ray_test)
+    return Ramp(diagonal / n.start, diagonal / n.end, n.begin, n.until, log=True), diagonal / finest
 
 
 def build_neus(cfg: Config, device: torch.device) -> NeuS:

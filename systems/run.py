@@ -51,10 +51,10 @@ def prepare(
 
 def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[str]:
     """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it."""
-    from process_data.sfm import reconstruct
+    from process_data.sfm import reconstruct, scene_folder
 
     asked = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
-    scene = Path(asked[-1]) if asked else Path("inputs") / Path(photos).resolve().name
+    scene = Path(asked[-1]) if asked else scene_folder(Path(photos))
     reconstruct(Path(photos), scene, Path(masks) if masks else None)
     return [*overrides, f"dataset.root_dir={scene}"]
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from confs.schema import DatasetConfig
+from process_data.ground import ground_up
 from process_data.hull import silhouettes, visual_hull
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
 from process_data.preview import scene_picture
-from process_data.region import Views, choose_region, framed_radius, ground_up, meeting_point, smallest_ball
+from process_data.region import Views, choose_region, framed_radius, meeting_point, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
 from utils.config import load_config
@@ -48,8 +49,8 @@ def test_parallel_cameras_meet_nowhere():
 
 
 def test_framed_radius_by_hand():
-    # half the height of the frustum at distance 6 is 6 * 24 / 60 = 2.4, its slanted side is cos(atan(24 / 60)) of that away
-    assert framed_radius(views(), np.array([5.0, 6, 7])) == pytest.approx(2.4 * np.cos(np.arctan(0.4)), rel=1e-6)
+    # half the width of the frustum at distance 6 is 6 * 32 / 60 = 3.2, its slanted side is cos(atan(32 / 60)) of that away
+    assert framed_radius(views(), np.array([5.0, 6, 7])) == pytest.approx(3.2 * np.cos(np.arctan(32 / 60)), rel=1e-6)
     assert framed_radius(views(), np.array([500.0, 6, 7])) is None
 
 
