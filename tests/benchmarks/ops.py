@@ -46,7 +46,8 @@ def optional(name: str, device: torch.device) -> object | None:
 def hash_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
     n = 2**14 if quick else 2**17
     spec = HashGridSpec(n_levels=16, n_features=2, log2_size=19, base=16, top=2048)
-    x, d_y, d_x = torch.rand(n, 3, device=device), torch.randn(n, spec.width, device=device), torch.randn(n, 3, device=device)
+    x, d_x = torch.rand(n, 3, device=device), torch.randn(n, 3, device=device)
+    d_y = torch.randn(spec.width, n, device=device).T  # feature-major, as the field hands it back
     grids: dict[str, torch.nn.Module] = {b: HashGrid(spec, b, init=0.1).to(device) for b in ("torch", "warp")}
     tcnn = optional("tinycudann", device)
     if tcnn is not None:
@@ -66,13 +67,13 @@ def hash_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
             return grid(x)
 
     def back(grid: torch.nn.Module) -> object:
-        return torch.autograd.grad((grid(x) * d_y).sum(), list(grid.parameters()))
+        return torch.autograd.grad(grid(x), list(grid.parameters()), d_y)
 
     def twice(grid: torch.nn.Module) -> object:
         p = x.clone().requires_grad_(True)
         y = grid(p)
-        (slope,) = torch.autograd.grad((y * d_y).sum(), p, create_graph=True)
-        return torch.autograd.grad((slope * d_x).sum() + (y * d_y).sum(), list(grid.parameters()))
+        (slope,) = torch.autograd.grad(y, p, d_y, create_graph=True)
+        return torch.autograd.grad((slope, y), list(grid.parameters()), (d_x, d_y))
 
     rows = {"forward": once, "forward + backward": back, "with second derivatives": twice}
     return {f"hash grid, {n} points: {name}": {b: lambda f=f, g=g: f(g) for b, g in grids.items()} for name, f in rows.items()}
