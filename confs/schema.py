@@ -415,6 +415,7 @@ class ExportConfig:
     colour: bool = True  # vertex colours
     keep: int = 1  # connected components kept, largest first; 0 keeps all
     min_faces: int = 50  # smaller components go in any case
+    min_views: int = 2  # vertices in the frame of fewer training views are culled: no rays met there; 0: no culling
     mask_dilation: float = 0.02  # vertices outside a mask dilated by this share of the width are culled; negative: no culling
 
     def __post_init__(self) -> None:
@@ -423,6 +424,7 @@ class ExportConfig:
             resolution=(16 <= self.resolution <= 4096, f"must lie in 16..4096, got {self.resolution}"),
             coarse=(16 <= self.coarse <= 512, f"must lie in 16..512, got {self.coarse}"),
             keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
+            min_views=(self.min_views >= 0, f"must not be negative, got {self.min_views}"),
         )
 
 

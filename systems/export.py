@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.image import write_png
 from utils.log import RunFolder
 from utils.marching_cubes import extract
-from utils.mesh import cull_by_masks, keep_components, render_mesh, save_mesh, transform
+from utils.mesh import cull_by_masks, cull_unseen, keep_components, render_mesh, save_mesh, transform
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
@@ -28,14 +28,20 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
         mesh = extract(system.surface(), cfg.model.radius, e.resolution, e.coarse, device=device, progress=True)
     except UserError as error:
         raise UserError(f"{error}; {system.diagnosis()}") from None
-    found = len(mesh.faces)
+    found, how = len(mesh.faces), []
+    kept = cull_unseen(mesh, scene.cameras, e.min_views, scene.train)
+    if len(kept.faces) < len(mesh.faces):
+        how.append(f"{len(mesh.faces) - len(kept.faces)} faces seen by fewer than {e.min_views} views culled")
+    mesh = kept if len(kept.faces) else mesh
     if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0:
-        culled = cull_by_masks(mesh, scene.cameras, scene.masks, e.mask_dilation, scene.train)
-        if len(culled.faces):
-            mesh = culled
-        else:
+        kept = cull_by_masks(mesh, scene.cameras, scene.masks, e.mask_dilation, scene.train)
+        how.append(f"{len(mesh.faces) - len(kept.faces)} outside the masks dilated by {e.mask_dilation:.1%} of the width")
+        if not len(kept.faces):
             log.warning("every face of the mesh falls outside the masks: it is exported unculled")
+        mesh = kept if len(kept.faces) else mesh
+    before = len(mesh.faces)
     mesh = keep_components(mesh, e.keep, e.min_faces)
+    how.append(f"{before - len(mesh.faces)} in smaller components")
     if e.colour:
         x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
         rgb = (system.colours(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
@@ -44,18 +50,12 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
     for path in paths:
         save_mesh(mesh, path)
-    how = (
-        f"masks dilated by {e.mask_dilation:.1%} of the width, "
-        if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0
-        else ""
-    )
     log.info(
-        "mesh: %d vertices, %d of %d faces kept (%slargest %d components), world units -> %s",
+        "mesh: %d vertices, %d of %d faces kept (%s), world units -> %s",
         len(mesh.vertices),
         len(mesh.faces),
         found,
-        how,
-        e.keep,
+        "; ".join(how),
         paths[0],
     )
     write_png(run / "mesh/mesh.png", picture(mesh, scene))

@@ -80,6 +80,19 @@ def cull_by_masks(
     return mesh if keep.all() else take_faces(mesh, keep[mesh.faces].all(1))
 
 
+def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: Sequence[int] | None = None) -> trimesh.Trimesh:
+    """Drop vertices in the frame of fewer than min_views cameras (all, or those of `views`): no rays met there to settle a surface.
+
+    mesh: vertices in the unit sphere's frame. May return an empty mesh.
+    """
+    x, count = np.asarray(mesh.vertices), np.zeros(len(mesh.vertices), np.int64)
+    for i in range(len(cameras)) if views is None else views:
+        uv, z = _project(x, cameras.K[i], cameras.c2w[i])
+        count += (z > 0) & (uv >= -0.5).all(1) & (uv < (cameras.width - 0.5, cameras.height - 0.5)).all(1)
+    keep = count >= min_views
+    return mesh if keep.all() else take_faces(mesh, keep[mesh.faces].all(1))
+
+
 def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Trimesh:
     """A copy moved by a 4x4 matrix (`Scene.to_world` takes it to the world); a mirroring matrix turns the faces round."""
     m = np.asarray(matrix, np.float64)

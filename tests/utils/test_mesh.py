@@ -149,6 +149,16 @@ def test_culling():
     assert len(M.cull_by_masks(away, cameras, masks * 0, 0.0).faces) == len(mesh.faces)
 
 
+def test_what_few_views_have_in_frame_is_culled():
+    mesh, cameras = trimesh.creation.icosphere(4, 0.4), looking_along_z(3)
+    cameras.c2w[0, 0, 3] = 50.0  # looks past it
+    cameras.c2w[1, 0, 3] = 0.9  # half of it is out of frame
+    assert M.cull_unseen(mesh, cameras, 1) is mesh and M.cull_unseen(mesh, cameras, 0) is mesh
+    part = M.cull_unseen(mesh, cameras, 2)
+    assert 0.1 < len(part.faces) / len(mesh.faces) < 0.9 and part.vertices[:, 0].min() > -0.3
+    assert len(M.cull_unseen(mesh, cameras, 3).faces) == 0 and len(M.cull_unseen(mesh, cameras, 1, views=[0]).faces) == 0
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".obj"])
 @pytest.mark.parametrize("coloured", [True, False])
 def test_files_round_trip(tmp_path, suffix, coloured):
