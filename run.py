@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python run.py --photos DIR --train                                photographs alone: finds the cameras first
   python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
 
-every option with its unit and meaning: confs/schema.py"""
+every option with its unit and meaning: confs/schema.py, confs/model.py"""
 
 
 class Parser(argparse.ArgumentParser):

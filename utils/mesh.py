@@ -15,11 +15,6 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.rays import Cameras
 
-B = 8
-WAVE = 1024  # blocks sampled at once: 0.75 M points
-LOCAL = np.stack(np.meshgrid(*[np.arange(B + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)  # [(B+1)^3, 3]
-SNAP = 1e-3  # values closer to 0 than this share of a cell are moved there: no vertex falls on a lattice point
-UNSURE = 0.05  # a value closer to 0 than this share of a cell is taken from the block that met it first
 FORMATS = (".ply", ".obj")
 
 

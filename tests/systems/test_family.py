@@ -205,7 +205,7 @@ def test_each_option_of_nerf_trains(recipe, more, tiny_scene, tmp_path):
 
 
 def test_every_encoding_is_named_somewhere_in_the_schema():
-    text = (ROOT / "confs/schema.py").read_text()
+    text = (ROOT / "confs/model.py").read_text()
     assert all(f'"{name}"' in text for name in ENCODINGS)
 
 

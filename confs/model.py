@@ -1,0 +1,238 @@
+"""The options of the models: encodings, networks, sampling, background. See `confs/schema.py`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from confs.checks import check, schedules
+from utils.schedule import ramp
+
+
+@dataclass(frozen=True)
+class HashGridConfig:
+    n_levels: int = 12
+    n_features: int = 2  # features a level: 1, 2, 4 or 8
+    log2_size: int = 18  # rows of a level's table, at most 2^this
+    base: int = 16  # coarsest resolution
+    top: int = 512  # finest resolution: about the pixel footprint at the object (2 radius / pixel)
+    interpolation: Literal["linear", "smoothstep"] = "smoothstep"  # linear leaves cell edges in the normals
+    levels: Any = field(default_factory=lambda: [4, 12, 0.0, 0.3])  # schedule: number of open levels
+
+    def __post_init__(self) -> None:
+        schedules("model.grid", self, "levels")
+        check(
+            "model.grid",
+            n_levels=(1 <= self.n_levels <= 32, f"must lie in 1..32, got {self.n_levels}"),
+            n_features=(self.n_features in (1, 2, 4, 8), f"must be 1, 2, 4 or 8, got {self.n_features}"),
+            log2_size=(8 <= self.log2_size <= 24, f"must lie in 8..24, got {self.log2_size}"),
+            base=(self.base >= 2, f"must be at least 2, got {self.base}"),
+            top=(self.top >= self.base, f"must be at least base, got {self.top}"),
+        )
+
+
+@dataclass(frozen=True)
+class SDFConfig:
+    hidden: int = 64  # width of the hidden layers
+    layers: int = 1  # hidden layers
+    feature: int = 15  # features handed to the colour network
+    activation: Literal["softplus", "relu", "quadratic"] = "softplus"  # softplus has beta 100; quadratic is its piecewise polynomial twin
+    sphere_radius: float = 0.5  # the network is a sphere of this radius at step 0
+    network: Literal["small", "neus"] = "small"  # neus: the deep softplus MLP of NeuS with weight norm
+    skip: int = 0  # network=neus: layer at which the input enters again; 0: none
+    normals: Literal["analytic", "finite"] = "analytic"  # finite: by differences, which smooths over eps and gives the curvature for free
+    eps: float = 0.0  # normals=finite: step in radii; 0 follows the finest open level
+    taps: int = 6  # normals=finite: points of a difference, 4 (tetrahedron) or 6 (axes)
+
+    def __post_init__(self) -> None:
+        check(
+            "model.sdf",
+            skip=(0 <= self.skip < self.layers or self.skip == 0, f"must lie below layers, got {self.skip}"),
+            eps=(self.eps >= 0, f"must not be negative, got {self.eps}"),
+            taps=(self.taps in (4, 6), f"must be 4 or 6, got {self.taps}"),
+            hidden=(self.hidden >= 4, f"must be at least 4, got {self.hidden}"),
+            layers=(1 <= self.layers <= 16, f"must lie in 1..16, got {self.layers}"),
+            feature=(self.feature >= 1, f"must be at least 1, got {self.feature}"),
+            sphere_radius=(self.sphere_radius > 0, f"must be positive, got {self.sphere_radius}"),
+        )
+
+
+@dataclass(frozen=True)
+class RadianceConfig:
+    hidden: int = 64
+    layers: int = 2  # hidden layers
+    dirs: Literal["spherical", "frequency", "identity", "ide", "identity+spherical", "identity+frequency", "none"] = (
+        "spherical"  # encoding of the view direction; none: a colour that is the same from everywhere
+    )
+    sh_degree: int = 4  # dirs=spherical: bands of spherical harmonics, 1..5
+    n_frequencies: int = 4  # dirs=frequency: octaves
+    ide_degree: int = 4  # dirs=ide: bands 1, 2, 4, ... of the integrated directional encoding, 1..5
+    see_grid: bool = False  # hand the position encoding to the colour network too
+
+    def __post_init__(self) -> None:
+        check(
+            "model.radiance",
+            sh_degree=(1 <= self.sh_degree <= 5, f"must lie in 1..5, got {self.sh_degree}"),
+            n_frequencies=(1 <= self.n_frequencies <= 16, f"must lie in 1..16, got {self.n_frequencies}"),
+            ide_degree=(1 <= self.ide_degree <= 5, f"must lie in 1..5, got {self.ide_degree}"),
+            layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"),
+        )
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    resolution: int = 128  # cells along a side
+    threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
+    every: int = 16  # steps between updates
+    warmup: int = 256  # steps in which every update looks at all cells
+    decay: float = 0.5  # of the running maximum, an update
+    margin: float = 0.87  # cells: how far the surface may pass a looked-at point and still count (0.87 is half a diagonal)
+
+    def __post_init__(self) -> None:
+        check(
+            "model.occupancy",
+            resolution=(8 <= self.resolution <= 512, f"must lie in 8..512, got {self.resolution}"),
+            threshold=(0 < self.threshold < 1, f"must lie in (0, 1), got {self.threshold}"),
+            every=(self.every >= 1, f"must be at least 1, got {self.every}"),
+            decay=(0 < self.decay < 1, f"must lie in (0, 1), got {self.decay}"),
+        )
+
+
+@dataclass(frozen=True)
+class VarianceConfig:
+    init: float = 0.3  # v at the start; inv_s = exp(10 v)
+    max_inv_s: Any = 20000.0  # cap, a geometric schedule: [50, 20000, 0, 0.8] holds the surface soft while its shape is found
+
+    def __post_init__(self) -> None:
+        schedules("model.variance", self, "max_inv_s", log=True)
+        cap = ramp(self.max_inv_s, log=True)
+        check("model.variance", max_inv_s=(min(cap.start, cap.end) > 1, f"must exceed 1, got {self.max_inv_s}"))
+
+
+@dataclass(frozen=True)
+class FrequencyConfig:
+    """model.encoding=frequency and ipe: sines and cosines of 2^k x."""
+
+    n_frequencies: int = 6  # octaves
+    levels: Any = 24.0  # schedule: number of open octaves (beyond the last: all), opened gradually
+    cone: float = 0.0005  # ipe: radius of a pixel at distance 1, about 0.6 / focal length in pixels
+
+    def __post_init__(self) -> None:
+        schedules("model.frequency", self, "levels")
+        check(
+            "model.frequency",
+            n_frequencies=(1 <= self.n_frequencies <= 24, f"must lie in 1..24, got {self.n_frequencies}"),
+            cone=(self.cone >= 0, f"must not be negative, got {self.cone}"),
+        )
+
+
+@dataclass(frozen=True)
+class DensityConfig:
+    """The density network of NeRF."""
+
+    hidden: int = 64
+    layers: int = 1  # hidden layers
+    feature: int = 15  # features handed to the colour network
+    level: float = 5.0  # density, per radius of the unit sphere, at which a mesh is taken
+
+    def __post_init__(self) -> None:
+        check(
+            "model.density",
+            hidden=(self.hidden >= 4, f"must be at least 4, got {self.hidden}"),
+            layers=(1 <= self.layers <= 16, f"must lie in 1..16, got {self.layers}"),
+            feature=(self.feature >= 1, f"must be at least 1, got {self.feature}"),
+            level=(self.level > 0, f"must be positive, got {self.level}"),
+        )
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Where samples go when no occupancy grid says (`model.sampler`), and the proposals of the learned background."""
+
+    n_samples: int = 64  # hierarchical: even samples a ray; proposal: final samples a ray
+    n_importance: int = 64  # hierarchical: samples added where the surface is
+    rounds: int = 4  # hierarchical: in so many rounds, each twice as sharp
+    n_proposal: list[int] = field(default_factory=lambda: [96])  # proposal: places each proposal density is asked at
+    log2_size: int = 15  # of a proposal's hash table
+    top: int = 128  # finest resolution of a proposal
+
+    def __post_init__(self) -> None:
+        check(
+            "model.sampling",
+            n_samples=(self.n_samples >= 4, f"must be at least 4, got {self.n_samples}"),
+            n_importance=(self.n_importance >= 0, f"must not be negative, got {self.n_importance}"),
+            rounds=(0 <= self.rounds <= max(self.n_importance, 1), f"must lie in 0..n_importance, got {self.rounds}"),
+            n_proposal=(
+                len(self.n_proposal) >= 1 and min(self.n_proposal) >= 4,
+                f"must be at least one number of at least 4, got {self.n_proposal}",
+            ),
+            log2_size=(8 <= self.log2_size <= 24, f"must lie in 8..24, got {self.log2_size}"),
+            top=(self.top >= 16, f"must be at least 16, got {self.top}"),
+        )
+
+
+@dataclass(frozen=True)
+class BackdropConfig:
+    """model.background=learned: a second field from the far side of the sphere to the horizon."""
+
+    n_levels: int = 8
+    n_features: int = 2
+    log2_size: int = 17
+    base: int = 16
+    top: int = 512
+    hidden: int = 32
+    feature: int = 15
+    n_proposal: int = 32  # places a ray at which the proposal density is asked
+    n_samples: int = 16  # samples a ray
+    far: float = 1000.0  # the horizon, in radii
+    see_dirs: bool = True  # its colour depends on the view; false leaves it less room to imitate the object in each view
+
+    def __post_init__(self) -> None:
+        check(
+            "model.backdrop",
+            n_levels=(1 <= self.n_levels <= 32, f"must lie in 1..32, got {self.n_levels}"),
+            n_features=(self.n_features in (1, 2, 4, 8), f"must be 1, 2, 4 or 8, got {self.n_features}"),
+            log2_size=(8 <= self.log2_size <= 24, f"must lie in 8..24, got {self.log2_size}"),
+            top=(self.top >= self.base >= 2, f"must be at least base, and that 2; got {self.top} and {self.base}"),
+            n_proposal=(self.n_proposal >= 4, f"must be at least 4, got {self.n_proposal}"),
+            n_samples=(self.n_samples >= 2, f"must be at least 2, got {self.n_samples}"),
+            far=(self.far > 10, f"must exceed 10, got {self.far}"),
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: Literal["neus", "nerf"] = "neus"
+    radius: float = 1.0  # of the sphere that holds the object
+    samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
+    samples_per_ray_test: int = 1024  # the same for pictures of views
+    background: Literal["random", "black", "white", "learned"] = "random"  # behind the object in training; learned: a field of its own
+    cos_anneal_end: float = 0.25  # progress at which the true cosine is used
+    encoding: Literal["hashgrid", "frequency", "ipe", "identity+hashgrid", "identity+frequency", "identity+ipe"] = (
+        "hashgrid"  # of positions (an SDF always sees the position itself too; ipe is NeRF's)
+    )
+    sampler: Literal["occupancy", "hierarchical", "proposal"] = "occupancy"  # hierarchical is NeuS's, proposal NeRF's
+    gradient_scaling: bool = False  # gradients times min(1, distance to the camera ^2): against floaters near cameras
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    sdf: SDFConfig = field(default_factory=SDFConfig)
+    radiance: RadianceConfig = field(default_factory=RadianceConfig)
+    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    variance: VarianceConfig = field(default_factory=VarianceConfig)
+    frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
+    density: DensityConfig = field(default_factory=DensityConfig)
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    backdrop: BackdropConfig = field(default_factory=BackdropConfig)
+
+    def __post_init__(self) -> None:
+        schedules("model", self, "samples_per_ray", log=True)
+        other = "hierarchical" if self.name == "nerf" else "proposal"
+        check(
+            "model",
+            sampler=(self.sampler != other, f"{self.sampler} is not for model.name={self.name}; use occupancy"),
+            encoding=(self.name == "nerf" or "ipe" not in self.encoding, "ipe is for model.name=nerf; use frequency"),
+            radius=(self.radius > 0, f"must be positive, got {self.radius}"),
+            samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
+            samples_per_ray=(
+                min(ramp(self.samples_per_ray).start, ramp(self.samples_per_ray).end) >= 16,
+                f"must be at least 16, got {self.samples_per_ray}",
+            ),
+            cos_anneal_end=(0 <= self.cos_anneal_end <= 1, f"must lie in [0, 1], got {self.cos_anneal_end}"),
+        )
