@@ -1,7 +1,8 @@
 """Every option of the program, with unit and meaning; those of the models stand in `confs/model.py`.
 
-YAML files and `key=value` overrides say only the differences. Lengths are in units of the unit sphere. A *schedule* is a number or `[start, end, begin, until]` over the progress of the
-run (0 to 1). Checks live in `__post_init__`; a message names the key.
+YAML files and `key=value` overrides say only the differences. Lengths are in units of the unit sphere. A *schedule* is a
+number or `[start, end, begin, until]` over the progress of the run (0 to 1). Checks live in `__post_init__`; a message
+names the key.
 """
 
 from dataclasses import dataclass, field, fields
