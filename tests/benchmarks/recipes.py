@@ -40,6 +40,7 @@ RECIPES = {
     "eikonal-0.03": ["loss.eikonal=0.03"],
     "occupancy-96": ["model.occupancy.resolution=96"],
     "to-512-a-ray": ["model.samples_per_ray=[256,512,0.3,0.8]"],
+    "128-a-ray": ["model.samples_per_ray=128"],
     "512-a-ray": ["model.samples_per_ray=512"],
     "1024-a-ray": ["model.samples_per_ray=1024"],
     "grid-lr-0.005": ["optim.lr_grid=0.005"],
