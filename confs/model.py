@@ -205,6 +205,7 @@ class ModelConfig:
     samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
     samples_per_ray_test: int = 1024  # the same for pictures of views
     background: Literal["random", "black", "white", "learned"] = "random"  # behind the object in training; learned: a field of its own
+    refine: bool = False  # look at intervals that cross the surface where they do, not in their middle
     cos_anneal_end: float = 0.25  # progress at which the true cosine is used
     encoding: Literal["hashgrid", "frequency", "ipe", "identity+hashgrid", "identity+frequency", "identity+ipe"] = (
         "hashgrid"  # of positions (an SDF always sees the position itself too; ipe is NeRF's)

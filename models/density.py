@@ -29,19 +29,20 @@ class Variance(nn.Module):
         return torch.exp(10 * self.v).clamp(1e-6, self.cap)
 
 
-def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float) -> tuple[Tensor, Tensor]:
-    """Estimated sdf at both ends of an interval [S], from its middle and slope along the ray.
+def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float, within: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Estimated sdf at both ends of an interval [S], from a point in it and the slope along the ray there.
 
-    cosine [S] = direction . normal; anneal 0 -> 1 moves from a softened to the true cosine.
+    cosine [S] = direction . normal; anneal 0 -> 1 moves from a softened to the true cosine; within [S]: how far into the
+    interval the point lies, by default its middle.
     """
     slope = -(torch.relu(0.5 - 0.5 * cosine) * (1 - anneal) + torch.relu(-cosine) * anneal)
-    half = slope * dt * 0.5
-    return sdf - half, sdf + half
+    within = dt * 0.5 if within is None else within
+    return sdf - slope * within, sdf + slope * (dt - within)
 
 
-def neus_alpha(sdf: Tensor, cosine: Tensor, dt: Tensor, inv_s: Tensor, anneal: float = 1.0) -> Tensor:
-    """Opacity [S] of intervals of length dt [S] (NeuS eq. 13)."""
-    before, after = section_ends(sdf, cosine, dt, anneal)
+def neus_alpha(sdf: Tensor, cosine: Tensor, dt: Tensor, inv_s: Tensor, anneal: float = 1.0, within: Tensor | None = None) -> Tensor:
+    """Opacity [S] of intervals of length dt [S] (NeuS eq. 13); the field was looked at in their middle, or `within` [S] of the start."""
+    before, after = section_ends(sdf, cosine, dt, anneal, within)
     before, after = torch.sigmoid(before * inv_s), torch.sigmoid(after * inv_s)
     return ((before - after + EPS) / (before + EPS)).clamp(0, 1)
 

@@ -1,5 +1,7 @@
 """NeuS (Wang et al., NeurIPS 2021) on a hash grid: geometry, colour, sharpness and where to sample, on one page."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +16,10 @@ from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
 from models.traced import Traced
 from models.volrend import composite
-from utils.rays import FieldOutput, Rays, Render
+from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Ramp
 
+WIDE = 2.0  # intervals times inv_s from which on they are long beside the surface's width
 EARLY_STOP = 1e-4  # transmittance below which nothing behind is looked at
 
 
@@ -35,7 +38,7 @@ class NeuS(nn.Module):
     def __init__(
         self, sdf: SDFNetwork | SDFMLP, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid | HierarchicalSampler,
         radius: float, steps: Ramp, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
-        backdrop: Background | None = None, gradient_scaling: bool = False,
+        backdrop: Background | None = None, gradient_scaling: bool = False, refine: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
@@ -47,7 +50,7 @@ class NeuS(nn.Module):
             levels,
             cos_anneal_end,
         )
-        self.composite_backend, self.backdrop, self.gradient_scaling = composite_backend, backdrop, gradient_scaling
+        self.composite_backend, self.backdrop, self.gradient_scaling, self.refine = composite_backend, backdrop, gradient_scaling, refine
 
     def open_levels(self, progress: float) -> float:
         return open_levels(self.sdf.grid, self.levels, progress)
@@ -92,26 +95,44 @@ class NeuS(nn.Module):
         """
         levels = self.open_levels(progress)
         samples = self.occupancy.sampling(rays, step or self.step_length(self.min_step), jitter, lambda x: self.sdf.sdf(x, levels))
-        index = samples.ray_indices
+        samples = self.onto_surface(rays, samples, levels) if self.refine else samples
+        index, t = samples.ray_indices, samples.t
         dirs = rays.dirs.index_select(0, index)
-        points = rays.origins.index_select(0, index) + dirs * samples.t_mid[:, None]
+        points = rays.origins.index_select(0, index) + dirs * t[:, None]
         field, more = self._field(points, extra, levels)
 
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)  # [S, 3]
         cosine = (dirs * normal).sum(-1)
-        alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress))
+        within = None if samples.at is None else t - samples.t_starts
+        alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress), within)
         encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, index)
         colour = self.radiance(field.feature, normal, encoded)
         if self.gradient_scaling:
-            alpha, colour = scale_gradient(samples.t_mid, alpha, colour)
+            alpha, colour = scale_gradient(t, alpha, colour)
 
-        per_sample = torch.cat([colour, normal, samples.t_mid[:, None], torch.ones_like(colour[:, :1])], 1)
+        per_sample = torch.cat([colour, normal, t[:, None], torch.ones_like(colour[:, :1])], 1)
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
         behind = self.backdrop(rays, opacity, jitter is not None, everywhere) if self.backdrop else None
         background = behind.rgb if behind else background
         render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
         return Traced(render, samples, field, weights, more, behind)
+
+    @torch.no_grad()
+    def onto_surface(self, rays: Rays, samples: Samples, levels: float) -> Samples:
+        """Intervals that cross the surface are looked at where they do (secant of the sdf at their ends), once they are long beside
+        its width: then the colour belongs to the surface, and the opacity no longer rests on a slope far from it."""
+        if not len(samples) or self.min_step * self.variance() < WIDE:
+            return samples
+        index, start, end = samples.ray_indices, samples.t_starts, samples.t_ends
+        last = torch.ones_like(index, dtype=torch.bool)  # of a run of intervals that touch: their ends are the next one's starts
+        last[:-1] = (index[1:] != index[:-1]) | ((start[1:] - end[:-1]).abs() > 1e-6)
+        ray, t = torch.cat([index, index[last]]), torch.cat([start, end[last]])
+        sdf = self.sdf.sdf(rays.origins.index_select(0, ray) + rays.dirs.index_select(0, ray) * t[:, None], levels)
+        before = sdf[: len(index)]
+        after = before.roll(-1).masked_scatter(last, sdf[len(index) :])
+        share = torch.where((before > 0) & (after < 0), before / (before - after), 0.5)
+        return replace(samples, at=start + (end - start) * share)
 
     def _field(self, points: Tensor, extra: Tensor | None, levels: int) -> tuple[FieldOutput, FieldOutput | None]:
         if extra is None:

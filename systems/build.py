@@ -104,7 +104,20 @@ def build_neus(cfg: Config, device: torch.device) -> NeuS:
     composite = choose("composite", cfg.backend.composite, device)
     variance = Variance(m.variance.init, m.variance.max_inv_s)
     backdrop = build_background(cfg, device)
-    return NeuS(sdf, radiance, variance, sampler, m.radius, *_steps(cfg), levels, m.cos_anneal_end, composite, backdrop, m.gradient_scaling)
+    return NeuS(
+        sdf,
+        radiance,
+        variance,
+        sampler,
+        m.radius,
+        *_steps(cfg),
+        levels,
+        m.cos_anneal_end,
+        composite,
+        backdrop,
+        m.gradient_scaling,
+        m.refine,
+    )
 
 
 def build_nerf(cfg: Config, device: torch.device) -> NeRF:

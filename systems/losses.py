@@ -131,7 +131,7 @@ def _curvature(e: Evidence) -> Tensor | None:
     n, device = len(t.samples), t.weights.device
     pick = torch.randperm(n, device=device)[: max(1, n // 8)] if n else torch.empty(0, dtype=torch.long, device=device)
     index = t.samples.ray_indices[pick]
-    points = e.batch.rays.origins[index] + e.batch.rays.dirs[index] * t.samples.t_mid[pick, None]
+    points = e.batch.rays.origins[index] + e.batch.rays.dirs[index] * t.samples.t[pick, None]
     normal = F.normalize(t.field.grad[pick], dim=-1, eps=1e-6)
     tangent = torch.cross(normal, F.normalize(torch.randn_like(normal), dim=-1), dim=-1).detach()
     near = e.model.sdf(points + tangent * e.model.min_step, e.model.open_levels(e.progress))

@@ -82,9 +82,14 @@ class Samples:
     t_ends: Tensor  # [S]
     ray_indices: Tensor  # [S] int64
     offsets: Tensor  # [R + 1] int64
+    at: Tensor | None = None  # [S] where in the intervals the field is looked at; by default in the middle
 
     def __post_init__(self) -> None:
-        _check(self, t_starts=("S",), t_ends=("S",), ray_indices=("S",), offsets=(None,))
+        _check(self, t_starts=("S",), t_ends=("S",), ray_indices=("S",), offsets=(None,), at=("S",))
+
+    @property
+    def t(self) -> Tensor:
+        return self.t_mid if self.at is None else self.at
 
     def __len__(self) -> int:
         return self.t_starts.shape[0]

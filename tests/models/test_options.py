@@ -1,13 +1,16 @@
 """Options of the methods by what they do: finite differences, caps, gradient scaling, colours without a view."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from models.density import Variance, neus_alpha
+from models.march import march
 from models.network import scale_gradient, trunc_exp
+from models.neus import NeuS
 from models.sdf import TAPS, eps_at
 from systems.build import build_system
 from tests.systems.test_family import tiny
@@ -86,6 +89,44 @@ def test_the_truncated_exponential_stays_finite():
     y = trunc_exp(x)
     y.sum().backward()
     assert torch.isfinite(y).all() and torch.allclose(x.grad, torch.tensor([0.0, 1.0, math.exp(15), math.exp(15)]))
+
+
+def test_intervals_that_cross_are_looked_at_on_the_surface():
+    """A sphere seen through long intervals, some of them missing: crossings are found to second order, the rest stays."""
+    origins = torch.tensor([[0.0, 0, -2], [0.2, 0.1, -2], [0.0, 0.9, -2]])
+    rays = Rays(origins, torch.tensor([[0.0, 0, 1]]).repeat(3, 1), torch.full((3,), 1.0), torch.full((3,), 3.0))
+    gap = torch.ones(1, 8, 8, 8, dtype=torch.bool)
+    gap[0, :, :, 5] = False  # leaves two runs on each ray
+    samples = march(rays, gap, 1.0, 0.09, torch.tensor([0.45, 0.25, 0.0]))
+    stub = SimpleNamespace(min_step=0.09, variance=lambda: torch.tensor(1000.0), sdf=SimpleNamespace(sdf=lambda x, _: x.norm(dim=1) - 0.5))
+    found = NeuS.onto_surface(stub, rays, samples, 1.0)
+
+    def sdf(t):
+        return (rays.origins[samples.ray_indices] + rays.dirs[samples.ray_indices] * t[:, None]).norm(dim=1) - 0.5
+
+    crossing = (sdf(samples.t_starts) > 0) & (sdf(samples.t_ends) < 0)
+    assert samples.ray_indices[crossing].tolist() == [0, 1] and (sdf(found.t)[crossing].abs() < 2e-3).all()
+    assert sdf(samples.t)[crossing].abs().max() > 0.01 and torch.equal(found.t[~crossing], samples.t[~crossing])
+    stub.variance = lambda: torch.tensor(10.0)  # a fog: nothing to be looked for
+    assert NeuS.onto_surface(stub, rays, samples, 1.0) is samples
+
+
+@pytest.mark.parametrize("inv_s", [100.0, 1000.0])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.7, 1.0])
+def test_where_in_an_interval_a_plane_is_looked_at_does_not_matter(inv_s, shift):
+    start, dt = torch.arange(0.0, 1.0, 0.05), torch.full((20,), 0.05)
+    alphas = []
+    for within in (None, shift * dt):
+        t = start + (dt / 2 if within is None else within)
+        alphas.append(neus_alpha(0.513 - t, torch.full_like(t, -1.0), dt, torch.tensor(inv_s), 1.0, within))
+    torch.testing.assert_close(*alphas, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_with_refined_intervals_trains_and_renders(tiny_scene, tmp_path):
+    t = trainer(
+        tiny("dtu-wmask", tiny_scene, tmp_path, "trainer.max_steps=12", "model.refine=true", "model.variance.init=0.6"), tmp_path / "run"
+    )
+    assert t.train() and t.skipped == 0
 
 
 def test_weights_are_unbiased_at_a_planar_crossing():
