@@ -46,6 +46,7 @@ RECIPES = {
     "grid-lr-0.005": ["optim.lr_grid=0.005"],
     "half-samples": ["trainer.target_samples=8192"],
     "double-samples": ["trainer.target_samples=32768"],
+    "refine": ["model.refine=true"],
     "see-grid": ["model.radiance.see_grid=true"],
 }
 
