@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import math
 import typing
 from pathlib import Path
@@ -12,6 +13,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from confs.schema import Config
 from utils.errors import UserError
+
+log = logging.getLogger("neus")
 
 RESOLVERS = {
     "basename": lambda path: Path(str(path)).resolve().name,
@@ -57,6 +60,21 @@ def _changed(section: object, changes: dict) -> object:
 def without_masks(config: Config) -> Config:
     """The config with the mask-free recipe in place of the masked one."""
     return _changed(config, MASK_FREE)
+
+
+def _masked_after_all(layers: list, asked: object, resumed: bool) -> list:
+    """`dataset.apply_mask=true` on a mask-free config asks for the masked recipe: what MASK_FREE changed, as the schema has it."""
+
+    def original(section: object, changes: dict) -> dict:
+        return {k: original(getattr(section, k), v) if isinstance(v, dict) else getattr(section, k) for k, v in changes.items()}
+
+    below = [OmegaConf.select(layer, "model.background") for layer in layers]
+    free = [b for b in below if b is not None][-1:] == ["learned"]
+    wanted = OmegaConf.select(asked, "dataset.apply_mask") is True and OmegaConf.select(asked, "model.background") is None
+    if resumed or not (free and wanted):
+        return []
+    log.info("dataset.apply_mask=true: the masked recipe in place of the learned background")
+    return [OmegaConf.create(original(Config(), MASK_FREE))]
 
 
 def _register() -> None:
@@ -139,8 +157,9 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     _register()
     layers = [OmegaConf.create(yaml.safe_load(saved))] if saved else []
     layers += [_read_yaml(Path(path))] if path else []
-    layers.append(_overrides(overrides or []))
+    asked = _overrides(overrides or [])
     try:
+        layers += [*_masked_after_all(layers, asked, saved is not None), asked]
         merged = OmegaConf.merge(OmegaConf.structured(Config), *layers)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:

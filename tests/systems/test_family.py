@@ -231,6 +231,13 @@ def test_a_scene_without_masks_is_trained_without_and_the_log_says_so(tmp_path, 
     assert saved.model.background == "learned" and not saved.dataset.apply_mask
 
 
+def test_masks_asked_of_the_mask_free_config_bring_the_masked_recipe():
+    words = ["seed=1", "dataset.root_dir=here"]
+    free = load_config(ROOT / "confs/dtu.yaml", [*words, "dataset.apply_mask=true"])
+    assert free == load_config(ROOT / "confs/dtu-wmask.yaml", words)
+    assert load_config(ROOT / "confs/dtu.yaml", [*words, "dataset.apply_mask=true", "loss.mask=0.3"]).loss.mask == 0.3
+
+
 def test_a_learned_background_does_not_go_with_cut_out_photographs():
     with pytest.raises(UserError, match=r"model\.background: learned shows the photographs whole; set dataset\.apply_mask=false"):
         load_config(ROOT / "confs/dtu-wmask.yaml", ["model.background=learned"])
