@@ -183,9 +183,13 @@ class BackdropConfig:
     n_proposal: int = 32  # places a ray at which the proposal density is asked
     n_samples: int = 16  # samples a ray
     far: float = 1000.0  # the horizon, in radii
+    levels: Any = field(
+        default_factory=lambda: [2, 8, 0.2, 0.6]
+    )  # schedule: open levels; few of them cannot imitate the object in each view
     see_dirs: bool = True  # its colour depends on the view; false leaves it less room to imitate the object in each view
 
     def __post_init__(self) -> None:
+        schedules("model.backdrop", self, "levels")
         check(
             "model.backdrop",
             n_levels=(1 <= self.n_levels <= 32, f"must lie in 1..32, got {self.n_levels}"),

@@ -1,6 +1,6 @@
 """The world behind the object: a second field over contracted space, from the far side of the sphere to the horizon.
 
-Sampled evenly in 1/t by a small proposal density (`models/proposal.py`). The last interval is opaque, so the colour is a
+Its density is per unit of contracted length. Sampled evenly in 1/t by a small proposal density (`models/proposal.py`). The last interval is opaque, so the colour is a
 convex mixture of colours in (0, 1): it can become neither negative nor NaN.
 """
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.field import DensityNetwork
+from models.field import DensityNetwork, contract
 from models.proposal import PropNetEstimator, Proposed, dense_weights
 from models.radiance import RadianceNetwork
 from utils.rays import Rays
+from utils.schedule import Ramp
 
 OPAQUE = 0.999  # foreground opacity from which on nobody sees the background
 
@@ -30,18 +31,19 @@ class Behind:
 class Background(nn.Module):
     """Rays -> colour of what lies behind the sphere (or, for a ray beside it, from `near` on).
 
-    far: the horizon, in radii.
+    far: the horizon, in radii. levels: open levels of the field over progress; while they are few it cannot paint in each
+    view what belongs into the sphere, where all views must agree.
     """
 
     def __init__(
-        self, proposal: DensityNetwork, field: DensityNetwork, radiance: RadianceNetwork, n_proposal: int, n_samples: int, far: float = 1e3
-    ):
+        self, proposal: DensityNetwork, field: DensityNetwork, radiance: RadianceNetwork, n_proposal: int, n_samples: int, far: float, levels: Ramp
+    ):  # fmt: skip
         super().__init__()
         self.proposal, self.field, self.radiance = proposal, field, radiance
-        self.n_proposal, self.n_samples, self.far = n_proposal, n_samples, far
+        self.n_proposal, self.n_samples, self.far, self.levels = n_proposal, n_samples, far, levels
         self.estimator = PropNetEstimator()
 
-    def forward(self, rays: Rays, opacity: Tensor, stratified: bool = False, everywhere: bool = False) -> Behind:
+    def forward(self, rays: Rays, opacity: Tensor, progress: float, stratified: bool = False, everywhere: bool = False) -> Behind:
         """Look behind the rays [R] whose foreground opacity [R] leaves something to be seen, or behind all (`everywhere`)."""
         with torch.no_grad():
             seen = torch.nonzero((opacity < OPAQUE) | everywhere)[:, 0]
@@ -50,17 +52,34 @@ class Background(nn.Module):
             end = torch.full_like(start, self.far * self.field.radius)
 
         def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
-            x = some.origins[: len(t_starts), None] + some.dirs[: len(t_starts), None] * ((t_starts + t_ends) / 2)[..., None]
-            return self.proposal.density(x.view(-1, 3)).view(t_starts.shape)
+            x = _at(some[slice(0, len(t_starts))], (t_starts + t_ends) / 2)
+            return self.proposal.density(x.view(-1, 3)).view(t_starts.shape) * self.shrink(some[slice(0, len(t_starts))], t_starts, t_ends)
 
         grad = stratified and torch.is_grad_enabled()
         counts = [self.n_proposal], self.n_samples
         proposed = self.estimator.sampling([sigma], *counts, start, end, "lindisp", stratified, grad, opaque_end=True)
-        x = some.origins[:, None] + some.dirs[:, None] * ((proposed.t_starts + proposed.t_ends) / 2)[..., None]  # [B, n, 3]
-        density, feature = self.field(x.reshape(-1, 3))
-        weights = dense_weights(density.view(x.shape[:2]), proposed.t_starts, proposed.t_ends, opaque_end=True)
+        x = _at(some, (proposed.t_starts + proposed.t_ends) / 2)  # [B, n, 3]
+        density, feature = self.field(x.reshape(-1, 3), int(max(1.0, self.levels(progress) + 1e-6)))
+        density = density.view(x.shape[:2]) * self.shrink(some, proposed.t_starts, proposed.t_ends)
+        weights = dense_weights(density, proposed.t_starts, proposed.t_ends, opaque_end=True)
         dirs = self.radiance.encode_dirs(some.dirs)
-        dirs = dirs[:, None].expand(-1, self.n_samples, -1).reshape(len(density), dirs.shape[-1])
+        dirs = dirs[:, None].expand(-1, self.n_samples, -1).reshape(len(feature), dirs.shape[-1])
         colour = self.radiance(feature, None, dirs).view(*x.shape[:2], 3)
         rgb = (weights[..., None] * colour).sum(1)
         return Behind(rgb.new_zeros(len(rays), 3).index_copy(0, seen, rgb), seen, proposed, weights)
+
+    @torch.no_grad()
+    def shrink(self, rays: Rays, t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        """Contracted length of intervals [R, n] over their length.
+
+        Densities count by contracted length: else the far intervals, hundreds of radii long, are opaque from the start and
+        the horizon is never seen.
+        """
+        edges = torch.cat([t_starts, t_ends[:, -1:]], 1)
+        length = contract(_at(rays, edges) / self.field.radius).diff(dim=1).norm(dim=-1)
+        return self.field.radius * length / (t_ends - t_starts).clamp(min=1e-9)
+
+
+def _at(rays: Rays, t: Tensor) -> Tensor:
+    """Points [R, n, 3] of rays at distances t [R, n]."""
+    return rays.origins[:, None] + rays.dirs[:, None] * t[..., None]

@@ -116,7 +116,7 @@ class NeRF(nn.Module):
         per_sample = torch.cat([colour, normal, samples.t_mid[:, None], torch.ones_like(colour[:, :1])], 1)
         sums = accumulate(weights, per_sample, samples.offsets, index, backend=self.composite_backend)  # [R, 8]
         opacity = sums[:, 7].clamp(0, 1)
-        behind = self.backdrop(rays, opacity, jitter is not None, everywhere) if self.backdrop else None
+        behind = self.backdrop(rays, opacity, progress, jitter is not None, everywhere) if self.backdrop else None
         background = behind.rgb if behind else background
         render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
         return Traced(render, samples, None, weights, None, behind, proposed)

@@ -113,7 +113,7 @@ class NeuS(nn.Module):
         per_sample = torch.cat([colour, normal, t[:, None], torch.ones_like(colour[:, :1])], 1)
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
-        behind = self.backdrop(rays, opacity, jitter is not None, everywhere) if self.backdrop else None
+        behind = self.backdrop(rays, opacity, progress, jitter is not None, everywhere) if self.backdrop else None
         background = behind.rgb if behind else background
         render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
         return Traced(render, samples, field, weights, more, behind)

@@ -66,9 +66,9 @@ def build_background(cfg: Config, device: torch.device) -> Background | None:
     b = cfg.model.backdrop
     spec = _hash_spec(b.n_levels, b.n_features, b.log2_size, b.base, b.top, False, cfg, device)
     grid = get_encoding("hashgrid", spec=spec, backend=choose("hashgrid", cfg.backend.hashgrid, device))
-    field = DensityNetwork(grid, cfg.model.radius, b.hidden, 1, b.feature, bounded=False)
+    field = DensityNetwork(grid, cfg.model.radius, b.hidden, 1, b.feature, bounded=False, bias=-2.0)
     radiance = RadianceNetwork(b.feature, b.hidden, 2, build_dirs(cfg) if b.see_dirs else None, see_normal=False)
-    return Background(build_proposal(cfg, device, bounded=False), field, radiance, b.n_proposal, b.n_samples, b.far)
+    return Background(build_proposal(cfg, device, bounded=False), field, radiance, b.n_proposal, b.n_samples, b.far, ramp(b.levels))
 
 
 def build_occupancy(cfg: Config, device: torch.device) -> OccupancyGrid:

@@ -137,14 +137,14 @@ def surface_points(n: int = 60, seed: int = 0) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True) * (0.6, 0.5, 0.4) * SCALE + CENTRE
 
 
-def write_colmap(folder: Path, w: Written, text: bool = False, sub: str = "left/") -> Path:
-    """Images in a subfolder, binary or text, one camera, points of the surface."""
+def write_colmap(folder: Path, w: Written, text: bool = False, sub: str = "left/", points: np.ndarray | None = None) -> Path:
+    """Images in a subfolder, binary or text, one camera, points [P, 3] (by default of the ellipsoid's surface)."""
     sparse = folder / "sparse/0"
     sparse.mkdir(parents=True, exist_ok=True)
     h, width = w.images[0].shape[:2]
     name, model, params = _colmap_camera(w)
     poses = [(_quaternion(c2w[:, :3].T), -c2w[:, :3].T @ c2w[:, 3]) for c2w in w.c2w]
-    names, x = [f"{sub}{i:03d}.png" for i in range(len(poses))], surface_points()
+    names, x = [f"{sub}{i:03d}.png" for i in range(len(poses))], surface_points() if points is None else points
     for file, image in zip(names, w.images):
         write_png(folder / "images" / file, image)
     if text:

@@ -9,6 +9,7 @@ from models.field import DensityNetwork, contract
 from models.proposal import PropNetEstimator, dense_weights, importance, interlevel, outer_sum, to_distance
 from models.radiance import RadianceNetwork
 from utils.rays import Rays
+from utils.schedule import ramp
 
 
 def edges(n, rays=2):
@@ -57,7 +58,7 @@ def test_interlevel_is_zero_under_the_bound_and_teaches_the_proposal_alone():
     tall = torch.tensor([[0.0, 0.9]], requires_grad=True)
     loss = interlevel(edges(2, 1), tall, edges(4, 1), outer)
     loss.backward()
-    assert float(loss) > 0 and tall.grad is None and (outer.grad[0, 2:] < 0).all() and (outer.grad[0, :2] == 0).all()
+    assert float(loss.detach()) > 0 and tall.grad is None and (outer.grad[0, 2:] < 0).all() and (outer.grad[0, :2] == 0).all()
 
 
 def test_a_proposal_learns_where_the_field_is():
@@ -94,7 +95,7 @@ def test_contraction():
 def background():
     spec = HashGridSpec(4, 2, 10, 4, 32)
     nets = [DensityNetwork(HashGrid(spec, init=0.1), 1.0, 16, 1, f, bounded=False) for f in (0, 7)]
-    return Background(*nets, RadianceNetwork(7, 16, 1, None, see_normal=False), 16, 8)
+    return Background(*nets, RadianceNetwork(7, 16, 1, None, see_normal=False), 16, 8, 1e3, ramp([1, 4, 0.2, 0.6]))
 
 
 def rays(n=20):
@@ -105,12 +106,12 @@ def rays(n=20):
 def test_the_background_begins_behind_the_sphere_and_is_seen_where_something_is_left():
     net, r = background(), rays()
     opacity = torch.linspace(0, 1, 20)
-    out = net(r, opacity)
+    out = net(r, opacity, 1.0)
     assert torch.equal(out.seen, torch.nonzero(opacity < 0.999)[:, 0]) and (out.rgb[19] == 0).all()
     assert torch.allclose(out.proposed.t[:, 0], torch.tensor(4.0)) and torch.allclose(out.proposed.t[:, -1], torch.tensor(1000.0))
-    assert len(net(r, opacity, everywhere=True).seen) == 20
+    assert len(net(r, opacity, 1.0, everywhere=True).seen) == 20
     missed = Rays(r.origins, r.dirs, torch.ones(20), torch.zeros(20))
-    assert torch.allclose(net(missed, opacity).proposed.t[:, 0], torch.tensor(1.0))
+    assert torch.allclose(net(missed, opacity, 1.0).proposed.t[:, 0], torch.tensor(1.0))
 
 
 def test_background_colours_are_colours_and_every_part_learns():
@@ -119,16 +120,34 @@ def test_background_colours_are_colours_and_every_part_learns():
         with torch.no_grad():
             for p in net.parameters():
                 p.copy_(torch.randn_like(p) * scale)
-        out = net(rays(), torch.zeros(20), stratified=True)
+        out = net(rays(), torch.zeros(20), 1.0, stratified=True)
         assert torch.isfinite(out.rgb).all() and out.rgb.min() >= 0 and out.rgb.max() <= 1 + 1e-5
     net = background()
-    out = net(rays(), torch.zeros(20), stratified=True)
+    out = net(rays(), torch.zeros(20), 1.0, stratified=True)
     (out.rgb.square().sum() + PropNetEstimator.compute_loss(out.proposed, out.weights)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
     assert sum(float(p.grad.abs().sum()) > 0 for p in net.proposal.parameters()) > 0
 
 
 def test_nothing_seen_is_no_error():
-    out = background()(rays(), torch.ones(20), stratified=True)
+    out = background()(rays(), torch.ones(20), 1.0, stratified=True)
     assert (out.rgb == 0).all() and len(out.seen) == 0
     assert torch.isfinite(PropNetEstimator.compute_loss(out.proposed, out.weights))
+
+
+def test_few_levels_of_the_background_are_open_at_first():
+    net, r = background(), rays()
+    net(r, torch.zeros(20), 0.0).rgb.sum().backward()
+    touched = (net.field.grid.table.grad != 0).any(1)
+    assert touched.any() and not touched[net.field.grid.spec.offsets[1] :].any()
+
+
+def test_density_of_the_background_counts_by_contracted_length():
+    net, r = background(), rays()
+    edges = 1 / torch.linspace(1 / 4.0, 1 / 1000.0, 9).expand(20, 9)
+    length = net.shrink(r, edges[:, :-1], edges[:, 1:]) * edges.diff(dim=1)
+    assert torch.allclose(length.sum(1), torch.tensor(1 - 1 / 997.0), atol=1e-4)  # straight out from radius 1 to 997
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    assert (net(r, torch.zeros(20), 1.0).weights[:, -1] > 0.5).all()  # at the start the horizon is seen
