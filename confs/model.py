@@ -209,7 +209,7 @@ class ModelConfig:
     samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
     samples_per_ray_test: int = 1024  # the same for pictures of views
     background: Literal["random", "black", "white", "learned"] = "random"  # behind the object in training; learned: a field of its own
-    refine: bool = False  # look at intervals that cross the surface where they do, not in their middle
+    refine: float = 0.5  # progress from which on long intervals are looked at where they cross the surface, not in their middle; 1: never
     cos_anneal_end: float = 0.25  # progress at which the true cosine is used
     encoding: Literal["hashgrid", "frequency", "ipe", "identity+hashgrid", "identity+frequency", "identity+ipe"] = (
         "hashgrid"  # of positions (an SDF always sees the position itself too; ipe is NeRF's)
@@ -233,6 +233,7 @@ class ModelConfig:
             "model",
             sampler=(self.sampler != other, f"{self.sampler} is not for model.name={self.name}; use occupancy"),
             encoding=(self.name == "nerf" or "ipe" not in self.encoding, "ipe is for model.name=nerf; use frequency"),
+            refine=(0 <= self.refine <= 1, f"must lie in [0, 1], got {self.refine}"),
             radius=(self.radius > 0, f"must be positive, got {self.radius}"),
             samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
             samples_per_ray=(

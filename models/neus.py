@@ -38,7 +38,7 @@ class NeuS(nn.Module):
     def __init__(
         self, sdf: SDFNetwork | SDFMLP, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid | HierarchicalSampler,
         radius: float, steps: Ramp, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
-        backdrop: Background | None = None, gradient_scaling: bool = False, refine: bool = False,
+        backdrop: Background | None = None, gradient_scaling: bool = False, refine: float = 1.0,
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
@@ -94,8 +94,10 @@ class NeuS(nn.Module):
         background of all rays, also of those that do not see it.
         """
         levels = self.open_levels(progress)
-        samples = self.occupancy.sampling(rays, step or self.step_length(self.min_step), jitter, lambda x: self.sdf.sdf(x, levels))
-        samples = self.onto_surface(rays, samples, levels) if self.refine else samples
+        length = step or self.step_length(self.min_step)
+        samples = self.occupancy.sampling(rays, length, jitter, lambda x: self.sdf.sdf(x, levels))
+        if self.refine <= progress and self.refine < 1 and length * self.variance() > WIDE:
+            samples = self.onto_surface(rays, samples, levels)
         index, t = samples.ray_indices, samples.t
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * t[:, None]
@@ -120,9 +122,12 @@ class NeuS(nn.Module):
 
     @torch.no_grad()
     def onto_surface(self, rays: Rays, samples: Samples, levels: float) -> Samples:
-        """Intervals that cross the surface are looked at where they do (secant of the sdf at their ends), once they are long beside
-        its width: then the colour belongs to the surface, and the opacity no longer rests on a slope far from it."""
-        if not len(samples) or self.min_step * self.variance() < WIDE:
+        """Intervals that cross the surface, looked at where they do (secant of the sdf at their ends).
+
+        For intervals that are long beside the surface's width: then the colour belongs to the surface, and the opacity does not
+        rest on a slope far from it. Else nothing holds the surface to its place within an interval, and it drifts.
+        """
+        if not len(samples):
             return samples
         index, start, end = samples.ray_indices, samples.t_starts, samples.t_ends
         last = torch.ones_like(index, dtype=torch.bool)  # of a run of intervals that touch: their ends are the next one's starts

@@ -46,7 +46,10 @@ RECIPES = {
     "grid-lr-0.005": ["optim.lr_grid=0.005"],
     "half-samples": ["trainer.target_samples=8192"],
     "double-samples": ["trainer.target_samples=32768"],
-    "refine": ["model.refine=true"],
+    "refine-never": ["model.refine=1"],
+    "refine-0.25": ["model.refine=0.25"],
+    "refine-0.75": ["model.refine=0.75"],
+    "decay-0.005": ["optim.decay=0.005"],
     "see-grid": ["model.radiance.see_grid=true"],
 }
 

@@ -98,7 +98,7 @@ def test_intervals_that_cross_are_looked_at_on_the_surface():
     gap = torch.ones(1, 8, 8, 8, dtype=torch.bool)
     gap[0, :, :, 5] = False  # leaves two runs on each ray
     samples = march(rays, gap, 1.0, 0.09, torch.tensor([0.45, 0.25, 0.0]))
-    stub = SimpleNamespace(min_step=0.09, variance=lambda: torch.tensor(1000.0), sdf=SimpleNamespace(sdf=lambda x, _: x.norm(dim=1) - 0.5))
+    stub = SimpleNamespace(sdf=SimpleNamespace(sdf=lambda x, _: x.norm(dim=1) - 0.5))
     found = NeuS.onto_surface(stub, rays, samples, 1.0)
 
     def sdf(t):
@@ -107,8 +107,6 @@ def test_intervals_that_cross_are_looked_at_on_the_surface():
     crossing = (sdf(samples.t_starts) > 0) & (sdf(samples.t_ends) < 0)
     assert samples.ray_indices[crossing].tolist() == [0, 1] and (sdf(found.t)[crossing].abs() < 2e-3).all()
     assert sdf(samples.t)[crossing].abs().max() > 0.01 and torch.equal(found.t[~crossing], samples.t[~crossing])
-    stub.variance = lambda: torch.tensor(10.0)  # a fog: nothing to be looked for
-    assert NeuS.onto_surface(stub, rays, samples, 1.0) is samples
 
 
 @pytest.mark.parametrize("inv_s", [100.0, 1000.0])
@@ -124,9 +122,15 @@ def test_where_in_an_interval_a_plane_is_looked_at_does_not_matter(inv_s, shift)
 
 def test_a_run_with_refined_intervals_trains_and_renders(tiny_scene, tmp_path):
     t = trainer(
-        tiny("dtu-wmask", tiny_scene, tmp_path, "trainer.max_steps=12", "model.refine=true", "model.variance.init=0.6"), tmp_path / "run"
+        tiny("dtu-wmask", tiny_scene, tmp_path, "trainer.max_steps=12", "model.refine=0.2", "model.variance.init=0.6"), tmp_path / "run"
     )
     assert t.train() and t.skipped == 0
+    model, rays = t.system.model, next(t.batches).rays
+    for refine, inv_s, progress, looked in ((0.2, 1e4, 0.2, True), (0.2, 1e4, 0.1, False), (0.2, 3.0, 0.9, False), (1.0, 1e4, 1.0, False)):
+        model.refine = refine
+        with torch.no_grad():
+            model.variance.v.fill_(math.log(inv_s) / 10)
+        assert (model.render(rays, progress, torch.zeros(3)).samples.at is not None) == looked
 
 
 def test_weights_are_unbiased_at_a_planar_crossing():
