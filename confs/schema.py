@@ -30,6 +30,7 @@ class DatasetConfig:
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them
+    clean_edges: bool = True  # training: pixels just inside a mask's edge, which mix object and surroundings, take the object's colour
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
@@ -133,6 +134,7 @@ class TrainerConfig:
     save_every: int = 0  # or steps between checkpoints; 0: by minutes only
     keep: int = 2  # numbered checkpoints kept beside last.pt
     finish: bool = True  # test and mesh after training
+    average: float = 0.1  # share of the run, at its end, whose weights are averaged: the last steps' noise cancels; 0: none
     max_skipped: int = 50  # non-finite steps in a row that stop the run
     chunk: int = 4096  # rays rendered at once
 
@@ -150,6 +152,7 @@ class TrainerConfig:
             save_minutes=(self.save_minutes > 0, f"must be positive, got {self.save_minutes}"),
             save_every=(self.save_every >= 0, f"must not be negative, got {self.save_every}"),
             keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
+            average=(0 <= self.average < 1, f"must lie in [0, 1), got {self.average}"),
             chunk=(self.chunk >= 1, f"must be at least 1, got {self.chunk}"),
         )
 

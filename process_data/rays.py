@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from process_data.edges import scene_edges
 from utils.rays import Cameras, RayBatch, Rays, Scene
 
 NEAR = 0.05  # closest sample to a camera inside the sphere
@@ -62,12 +63,14 @@ class RayDataset(Dataset):
     Photographs stay uint8 and lie on `device`; pixels are drawn on the CPU, so that every device sees the same batches.
     """
 
-    def __init__(self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu", clean_edges: bool = True) -> None:
         self.cameras = scene.cameras.to(device)
         self.pixels = scene.images.to(device).reshape(-1, 3)
         self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
         self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
         self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
+        edges = scene_edges(scene) if clean_edges else None
+        self.edges = None if edges is None or not len(edges[0]) else tuple(part.to(device) for part in edges)
         self.radius, self.seed, self.device = radius, seed, device
 
     def draw(self, step: int, n_rays: int) -> Tensor:
@@ -92,9 +95,18 @@ class RayDataset(Dataset):
         v = torch.div(pixel, width, rounding_mode="floor")
         uv = torch.stack([pixel - v * width, v], -1).to(self.cameras.K.dtype)  # [R, 2]
         flat = view * area + pixel
-        rgb = self.pixels.index_select(0, flat).to(torch.float32) / 255
+        rgb = self._colours(flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
         return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, self.draw_points(item[0]))
+
+    def _colours(self, flat: Tensor) -> Tensor:
+        """[R, 3] uint8 of the pixels [R], those at a mask's edge repaired (`process_data/edges.py`)."""
+        rgb = self.pixels.index_select(0, flat)
+        if self.edges is None:
+            return rgb
+        index, colour = self.edges
+        at = torch.searchsorted(index, flat).clamp(max=len(index) - 1)
+        return torch.where((index.index_select(0, at) == flat)[:, None], colour.index_select(0, at), rgb)
 
 
 class StepSampler(Sampler):
@@ -115,11 +127,17 @@ def _identity(batch: RayBatch) -> RayBatch:
 
 
 def ray_loader(
-    scene: Scene, seed: int, first_step: int, n_rays: Callable[[], int], radius: float, device: torch.device | str = "cpu"
+    scene: Scene,
+    seed: int,
+    first_step: int,
+    n_rays: Callable[[], int],
+    radius: float,
+    device: torch.device | str = "cpu",
+    clean_edges: bool = True,
 ) -> DataLoader:
     """An endless loader of RayBatch. It fetches no batch ahead, and its own generator leaves the global random state alone."""
     return DataLoader(
-        RayDataset(scene, radius, seed, device),
+        RayDataset(scene, radius, seed, device, clean_edges),
         sampler=StepSampler(first_step, n_rays),
         batch_size=None,
         num_workers=0,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from confs.schema import Config
 from process_data.rays import ray_loader
-from systems.optim import Scheduler, make_optimizer
+from systems.optim import Average, Scheduler, make_optimizer
 from systems.validate import Validator
 from utils import checkpoint
 from utils.config import to_yaml
@@ -47,6 +47,7 @@ class Trainer:
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and cfg.trainer.amp)
         self.validator = Validator(system, scene, cfg, run, device)
+        self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
@@ -63,8 +64,11 @@ class Trainer:
                 terms = self._attempt(batch)
                 self.scheduler.step(self.progress)
                 self.clock.step += 1
+                self.average.after_step(self.clock.step, self.progress)
                 self.clock.seconds += time.perf_counter() - began
                 self._after_step(terms, len(batch.rays), time.perf_counter() - began)
+        if not self.stop_signal:
+            self.average.take()
         self.save()
         return not self.stop_signal
 
@@ -121,7 +125,10 @@ class Trainer:
         return self.clock.progress(self.cfg)
 
     def _batches(self) -> Iterator[RayBatch]:
-        loader = ray_loader(self.scene, self.seed, self.clock.step, lambda: self.n_rays, self.cfg.model.radius, self.device)
+        cfg = self.cfg
+        loader = ray_loader(
+            self.scene, self.seed, self.clock.step, lambda: self.n_rays, cfg.model.radius, self.device, cfg.dataset.clean_edges
+        )
         return iter(loader)
 
     @property
@@ -183,7 +190,7 @@ class Trainer:
         return {
             "version": VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
             "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "rng": rng,
+            "scaler": self.scaler.state_dict(), "rng": rng, "average": self.average.state(),
         }  # fmt: skip
 
     def save(self) -> Path:
@@ -201,6 +208,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"]) if self.scaler.is_enabled() and state["scaler"] else None
             self.clock = Clock(int(state["step"]), float(state["trained_seconds"]))
             self.n_rays, self.skipped = int(state["n_rays"]), int(state["skipped"])
+            self.average.load(state.get("average", {}))
             torch.set_rng_state(state["rng"]["cpu"].cpu().to(torch.uint8))
             if self.device.type == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state(state["rng"]["cuda"].cpu().to(torch.uint8), self.device)

@@ -2,11 +2,15 @@
 
 import itertools
 import time
+from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from confs.schema import DatasetConfig
+from process_data.edges import edge_colours, scene_edges
 from process_data.load import load_scene
 from process_data.rays import NEAR, RayDataset, ray_loader, sphere_span, view_rays
 from tests.scenes import write_tiny_scene
@@ -61,7 +65,7 @@ def test_a_batch_is_a_function_of_seed_step_and_count(scene):
 
 
 def test_a_batch_says_what_the_photograph_says(scene):
-    batch = RayDataset(scene, 1.0, seed=0)[0, 500]
+    batch = RayDataset(scene, 1.0, seed=0, clean_edges=False)[0, 500]
     assert set(batch.view.tolist()) == set(scene.train)
     for i in scene.train:
         rays, mine = view_rays(scene.cameras, i, 1.0), batch.view == i
@@ -69,6 +73,30 @@ def test_a_batch_says_what_the_photograph_says(scene):
         torch.testing.assert_close(rays.dirs[pixel], batch.rays.dirs[mine])
         torch.testing.assert_close(batch.rgb[mine], scene.images[i].reshape(-1, 3)[pixel] / 255)
         torch.testing.assert_close(batch.mask[mine], scene.masks[i].reshape(-1)[pixel] / 255)
+
+
+def test_pixels_at_a_masks_edge_take_the_objects_colour(scene):
+    inside = np.zeros((9, 12), np.uint8)
+    inside[2:7, 3:9] = 255
+    image = np.full((9, 12, 3), 200, np.uint8)
+    image[inside == 0] = 10
+    mixed = (inside > 0) & (cv2.erode(inside, np.ones((3, 3))) == 0)
+    image[mixed] = 90
+    index, colour = edge_colours(image, inside)
+    assert set(index.tolist()) == set(np.flatnonzero(mixed).tolist()) and (colour == 200).all()
+    assert len(edge_colours(image, np.zeros_like(inside))[0]) == 0 == len(edge_colours(image, np.full_like(inside, 255))[0])
+    thin = np.zeros_like(inside)
+    thin[4] = 255  # all edge: nothing better is known
+    assert len(edge_colours(image, thin)[0]) == 0
+
+    pixels = scene.images.reshape(-1, 3)
+    index, colour = scene_edges(scene)
+    held_out = torch.isin(index // (24 * 32), torch.tensor(scene.test))
+    assert len(index) > 50 and (index.diff() > 0).all() and not held_out.any()
+    batch, plain = (RayDataset(scene, 1.0, seed=0, clean_edges=c)[0, 4000] for c in (True, False))
+    changed = (batch.rgb != plain.rgb).any(1)
+    assert 0 < changed.float().mean() < 0.2 and (plain.mask[changed] > 0.5).all() and torch.equal(pixels, scene.images.reshape(-1, 3))
+    assert scene_edges(replace(scene, test_background="white")) is None, "an alpha channel's colours are the object's own"
 
 
 def test_pixels_are_drawn_uniformly(scene):

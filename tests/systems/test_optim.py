@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from confs.schema import OptimConfig
-from systems.optim import AdamW, lazy_adam_torch, rate
+from systems.optim import AdamW, Average, lazy_adam_torch, rate
 from tests.conftest import needs_warp
 
 
@@ -57,3 +57,24 @@ def test_rate_rises_holds_and_falls():
     cfg = OptimConfig(warmup=0.1, decay=0.01, decay_begin=0.5)
     assert rate(cfg, 0) == pytest.approx(0.1) and rate(cfg, 0.1) == rate(cfg, 0.5) == 1
     assert rate(cfg, 0.75) == pytest.approx(0.1) and rate(cfg, 1) == pytest.approx(0.01)
+
+
+def test_the_average_is_the_mean_of_the_weights_at_the_end():
+    model = torch.nn.Linear(2, 1)
+    average, taken = Average(model, begin=0.5), []
+    for step in range(1, 41):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        average.after_step(step, step / 40)
+        if step >= 20 and step % Average.EVERY == 0:
+            taken.append(step)
+        if step == 30:  # goes through a checkpoint
+            state, average = average.state(), Average(model, begin=0.5)
+            average.load(state)
+    average.take()
+    assert torch.allclose(model.weight, torch.full((1, 2), sum(taken) / len(taken)))
+    before = model.weight.detach().clone()
+    Average(model, begin=1.1).take()  # nothing was taken in
+    assert torch.equal(model.weight, before)
+    with pytest.raises(ValueError, match="another model"):
+        average.load({"n": 1, "mean": [torch.zeros(3)]})

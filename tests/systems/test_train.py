@@ -56,8 +56,9 @@ def test_the_loss_falls_and_nothing_is_missing(tiny_scene, tmp_path):
     assert {"loss/rgb", "loss/mask", "loss/eikonal", "rays_per_s", "occupied", "levels", "samples_per_ray"} <= rows[-1].keys()
 
 
-def test_resuming_is_bitwise_equal(tiny_scene, tmp_path):
-    cfg = config(tiny_scene, tmp_path, "trainer.max_steps=41")
+@pytest.mark.parametrize("average", [0.1, 0.8])
+def test_resuming_is_bitwise_equal(tiny_scene, tmp_path, average):
+    cfg = config(tiny_scene, tmp_path, "trainer.max_steps=41", f"trainer.average={average}")
     trainer(cfg, tmp_path / "whole").train()
     first = trainer(cfg, tmp_path / "parts")
     real = first._after_step
