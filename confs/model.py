@@ -81,8 +81,9 @@ class RadianceConfig:
 class ShadingConfig:
     """model.name=nero-shape: materials and lights in place of the colour network."""
 
-    hidden: int = 64  # width of the networks of materials, lights and occlusion
+    hidden: int = 64  # width of the networks of materials, inner light and occlusion
     layers: int = 2  # hidden layers of each
+    outer: int = 128  # width of the network of the light from outside: a room with windows has more to it than a material
     separate: bool = False  # networks of their own for albedo, roughness and metallic
     weight_norm: bool = False
     ide_degree: int = 5  # of lights: bands 1, 2, 4, ... of the integrated directional encoding, 1..5
@@ -98,6 +99,7 @@ class ShadingConfig:
         check(
             "model.shading",
             hidden=(self.hidden >= 4, f"must be at least 4, got {self.hidden}"),
+            outer=(self.outer >= 4, f"must be at least 4, got {self.outer}"),
             layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"),
             ide_degree=(1 <= self.ide_degree <= 5, f"must lie in 1..5, got {self.ide_degree}"),
             n_frequencies=(1 <= self.n_frequencies <= 16, f"must lie in 1..16, got {self.n_frequencies}"),

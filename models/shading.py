@@ -88,12 +88,12 @@ class Materials(nn.Module):
 class SplitSumShader(nn.Module):
     """Stands where `RadianceNetwork` stands in NeuS, but looks at points, normals and directions themselves.
 
-    separate: networks of their own for albedo, roughness and metallic; light_max: bound of every light; photographer: one more
+    hidden, layers: of the networks, outer: width of that of the light from outside; separate: networks of their own for albedo, roughness and metallic; light_max: bound of every light; photographer: one more
     light, which moves with the camera; normalised: weight norm on every layer, as in the paper.
     """
 
     def __init__(
-        self, n_features: int, hidden: int, layers: int, separate: bool = False, ide_degree: int = 5, n_octaves: int = 8,
+        self, n_features: int, hidden: int, layers: int, outer: int, separate: bool = False, ide_degree: int = 5, n_octaves: int = 8,
         light_max: float = 20.0, photographer: bool = False, normalised: bool = False,
     ):  # fmt: skip
         super().__init__()
@@ -102,7 +102,7 @@ class SplitSumShader(nn.Module):
         self.blurred = IntegratedDirectional(ide_degree)
         self.position, self.direction = Frequency(3, n_octaves), Frequency(3, 6)
         self.materials = Materials(n_features, hidden, layers, separate)
-        self.outer = mlp(self.blurred.width, hidden, layers, 3)
+        self.outer = mlp(self.blurred.width, outer, layers, 3)
         self.inner = mlp(self.position.width + self.blurred.width, hidden, layers, 3)
         self.shadow = mlp(self.position.width + self.direction.width, hidden, layers, 1)
         self.plane, self.person = None, None

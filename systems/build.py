@@ -100,7 +100,7 @@ def build_shader(cfg: Config, n_features: int) -> SplitSumShader:
     """Materials and lights of NeRO's first stage."""
     s = cfg.model.shading
     return SplitSumShader(
-        n_features, s.hidden, s.layers, s.separate, s.ide_degree, s.n_frequencies, s.light_max, s.photographer, s.weight_norm
+        n_features, s.hidden, s.layers, s.outer, s.separate, s.ide_degree, s.n_frequencies, s.light_max, s.photographer, s.weight_norm
     )
 
 
