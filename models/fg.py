@@ -44,7 +44,9 @@ def integrate(cos_v: Tensor, roughness: Tensor, n: int = 20) -> Tensor:
     cos_v, alpha = cos_v[..., None].double(), (roughness[..., None] ** 2).double()
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     rim = (1 - u) ** 3  # of the disk's area: what is steep lies at its rim, so we look there more often
-    radius, turn, share = (t.reshape(-1) for t in torch.broadcast_tensors((1 - rim).sqrt()[:, None], math.pi * (u - 0.5), (3 * (1 - u) ** 2 / n**2)[:, None]))
+    radius, turn, share = (
+        t.reshape(-1) for t in torch.broadcast_tensors((1 - rim).sqrt()[:, None], math.pi * (u - 0.5), (3 * (1 - u) ** 2 / n**2)[:, None])
+    )
     # the view stretched to a surface of alpha 1, in the x-z plane
     sin_v = (1 - cos_v * cos_v).clamp(min=0).sqrt()
     length = (alpha * alpha * sin_v * sin_v + cos_v * cos_v).sqrt()
