@@ -78,6 +78,42 @@ class RadianceConfig:
 
 
 @dataclass(frozen=True)
+class ShadingConfig:
+    """model.name=nero-shape: materials and lights in place of the colour network."""
+
+    hidden: int = 64  # width of the networks of materials, inner light and occlusion
+    layers: int = 2  # hidden layers of each
+    outer: int = 128  # width of the network of the light from outside: a room with windows has more to it than a material
+    separate: bool = False  # networks of their own for albedo, roughness and metallic
+    weight_norm: bool = False
+    ide_degree: int = 5  # of lights: bands 1, 2, 4, ... of the integrated directional encoding, 1..5
+    n_frequencies: int = 8  # octaves of a point for inner light and occlusion
+    light_max: float = 20.0  # bound of every light, where white paper under light 1 is white in the photographs
+    photographer: bool = False  # real captures: one more light that moves with the camera (dataset.up must be right)
+    min_weight: float = 0.001  # samples of less weight are not shaded
+    occlusion_points: int = 128  # surface points a step whose mirrored ray is marched, for loss.occlusion
+    occlusion_samples: list[int] = field(default_factory=lambda: [64, 16])  # of such a ray: even ones, then some where it meets a surface
+
+    def __post_init__(self) -> None:
+        n = self.occlusion_samples
+        check(
+            "model.shading",
+            hidden=(self.hidden >= 4, f"must be at least 4, got {self.hidden}"),
+            outer=(self.outer >= 4, f"must be at least 4, got {self.outer}"),
+            layers=(1 <= self.layers <= 8, f"must lie in 1..8, got {self.layers}"),
+            ide_degree=(1 <= self.ide_degree <= 5, f"must lie in 1..5, got {self.ide_degree}"),
+            n_frequencies=(1 <= self.n_frequencies <= 16, f"must lie in 1..16, got {self.n_frequencies}"),
+            light_max=(self.light_max > 0, f"must be positive, got {self.light_max}"),
+            min_weight=(0 <= self.min_weight < 0.1, f"must lie in [0, 0.1), got {self.min_weight}"),
+            occlusion_points=(self.occlusion_points >= 1, f"must be at least 1, got {self.occlusion_points}"),
+            occlusion_samples=(
+                len(n) == 2 and n[0] >= 4 and (n[1] == 0 or n[1] >= 2),
+                f"must be [at least 4, 0 or at least 2], got {n}",
+            ),
+        )
+
+
+@dataclass(frozen=True)
 class OccupancyConfig:
     resolution: int = 128  # cells along a side
     threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
@@ -204,7 +240,7 @@ class BackdropConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["neus", "nerf"] = "neus"
+    name: Literal["neus", "nerf", "nero-shape"] = "neus"
     radius: float = 1.0  # of the sphere that holds the object
     samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
     samples_per_ray_test: int = 1024  # the same for pictures of views
@@ -219,6 +255,7 @@ class ModelConfig:
     grid: HashGridConfig = field(default_factory=HashGridConfig)
     sdf: SDFConfig = field(default_factory=SDFConfig)
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
+    shading: ShadingConfig = field(default_factory=ShadingConfig)
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     variance: VarianceConfig = field(default_factory=VarianceConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)

@@ -74,6 +74,7 @@ class LossConfig:
     distortion: Any = 0.0  # weights of a ray far apart: gathers a NeRF's fog into surfaces (mip-NeRF 360), 0.001 to 0.01
     distortion_bg: Any = 0.0  # the same on the learned background
     interlevel: Any = 1.0  # teaches the proposals where samples are needed; leave at 1
+    occlusion: Any = 0.0  # teaches NeRO which mirrored views meet the object itself; once the shape is roughly there
     sparsity_scale: float = 10.0  # 1 / the distance to a surface at which sparsity lets go
     eikonal_points: int = 2048  # points drawn uniformly in the sphere for the eikonal and sparsity terms
 

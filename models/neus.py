@@ -107,8 +107,7 @@ class NeuS(nn.Module):
         cosine = (dirs * normal).sum(-1)
         within = None if samples.at is None else t - samples.t_starts
         alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress), within)
-        encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, index)
-        colour = self.radiance(field.feature, normal, encoded)
+        colour = self.colour(rays, samples, points, field, normal, alpha)
         if self.gradient_scaling:
             alpha, colour = scale_gradient(t, alpha, colour)
 
@@ -119,6 +118,11 @@ class NeuS(nn.Module):
         background = behind.rgb if behind else background
         render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
         return Traced(render, samples, field, weights, more, behind)
+
+    def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
+        """sRGB [S, 3] of samples at points [S, 3] with unit normals [S, 3] and opacities alpha [S]."""
+        encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, samples.ray_indices)
+        return self.radiance(field.feature, normal, encoded)
 
     @torch.no_grad()
     def onto_surface(self, rays: Rays, samples: Samples, levels: float) -> Samples:

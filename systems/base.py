@@ -45,6 +45,10 @@ class RaySystem:
         """A picture's render, without random numbers."""
         raise NotImplementedError
 
+    def maps(self, rays: Rays, render: Render, progress: float = 1.0, chunk: int = 4096) -> dict[str, Tensor]:
+        """What else a picture can show, by name: [R, 3] in [0, 1] for the rays of a view that was rendered."""
+        return {}
+
     def own_groups(self) -> list[dict]:
         """Optimiser groups of parameters with a rate of their own."""
         return []

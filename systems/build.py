@@ -1,6 +1,7 @@
 """The only place that assembles scene, model and system."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,11 +15,14 @@ from models.estimators import OccupancyGrid
 from models.field import DensityNetwork
 from models.importance import HierarchicalSampler
 from models.nerf import NeRF, Proposals
+from models.nero import NeROShape
 from models.neus import NeuS
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
+from models.shading import SplitSumShader
 from systems.nerf import NeRFSystem
+from systems.nero import NeROShapeSystem
 from systems.neus import NeuSSystem
 from utils import checkpoint
 from utils.device import choose
@@ -86,8 +90,30 @@ def _steps(cfg: Config) -> tuple[Ramp, float]:
     return Ramp(diagonal / n.start, diagonal / n.end, n.begin, n.until, log=True), diagonal / finest
 
 
-def build_neus(cfg: Config, device: torch.device) -> NeuS:
-    """NeuS as the config describes it."""
+def build_colour(cfg: Config, n_features: int) -> RadianceNetwork:
+    """The colour network of NeuS."""
+    r = cfg.model.radiance
+    return RadianceNetwork(n_features, r.hidden, r.layers, build_dirs(cfg))
+
+
+def build_shader(cfg: Config, n_features: int) -> SplitSumShader:
+    """Materials and lights of NeRO's first stage."""
+    s = cfg.model.shading
+    return SplitSumShader(
+        n_features, s.hidden, s.layers, s.outer, s.separate, s.ide_degree, s.n_frequencies, s.light_max, s.photographer, s.weight_norm
+    )
+
+
+def build_nero_shape(cfg: Config, device: torch.device) -> NeROShape:
+    """NeuS that shades its colours."""
+    model, s = build_neus(cfg, device, NeROShape, build_shader), cfg.model.shading
+    model.min_weight, model.n_occlusion = s.min_weight, s.occlusion_points
+    model.n_even, model.n_near = s.occlusion_samples
+    return model
+
+
+def build_neus(cfg: Config, device: torch.device, make: type[NeuS] = NeuS, colour: Callable = build_colour) -> NeuS:
+    """NeuS as the config describes it; `make` and `colour` for methods that only shade it differently."""
     m = cfg.model
     grid, levels = build_encoding(cfg, device)
     grid = getattr(grid, "inner", grid)  # the network sees the position in any case
@@ -97,14 +123,14 @@ def build_neus(cfg: Config, device: torch.device) -> NeuS:
     else:
         sdf = SDFNetwork(grid, m.radius, m.sdf.hidden, m.sdf.layers, m.sdf.feature, m.sdf.activation, sphere, m.radiance.see_grid)
     sdf.normals, sdf.eps, sdf.taps = m.sdf.normals, m.sdf.eps, m.sdf.taps
-    radiance = RadianceNetwork(sdf.n_features, m.radiance.hidden, m.radiance.layers, build_dirs(cfg))
+    radiance = colour(cfg, sdf.n_features)
     s = m.sampling
     hierarchical = m.sampler == "hierarchical"
     sampler = HierarchicalSampler(s.n_samples, s.n_importance, s.rounds) if hierarchical else build_occupancy(cfg, device)
     composite = choose("composite", cfg.backend.composite, device)
     variance = Variance(m.variance.init, m.variance.max_inv_s)
     backdrop = build_background(cfg, device)
-    return NeuS(
+    return make(
         sdf,
         radiance,
         variance,
@@ -137,7 +163,7 @@ def build_nerf(cfg: Config, device: torch.device) -> NeRF:
     return NeRF(field, radiance, sampler, m.radius, *_steps(cfg), levels, m.density.level, composite, backdrop, m.gradient_scaling, cone)
 
 
-MODELS = {"neus": (build_neus, NeuSSystem), "nerf": (build_nerf, NeRFSystem)}
+MODELS = {"neus": (build_neus, NeuSSystem), "nerf": (build_nerf, NeRFSystem), "nero-shape": (build_nero_shape, NeROShapeSystem)}
 
 
 def build_system(cfg: Config, device: torch.device):

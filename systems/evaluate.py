@@ -12,7 +12,7 @@ from confs.schema import Config
 from process_data.path import orbit
 from process_data.rays import view_rays
 from systems.metrics import view_metrics
-from systems.validate import pictures, truth_of
+from systems.validate import pictures, rows_of, truth_of
 from utils.checkpoint import write_atomic
 from utils.errors import UserError
 from utils.image import sheet, write_png
@@ -36,7 +36,8 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
         metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask)
         rows.append({"view": view, "name": scene.names[view], **metrics})
         rgb, depth, normal = pictures(render, scene.cameras.c2w[view], h, w)
-        write_png(run / f"test/{view:03d}.png", sheet([(truth * 255).round().to(torch.uint8), rgb, depth, normal]))
+        maps = system.maps(rays, render, chunk=cfg.trainer.chunk)
+        write_png(run / f"test/{view:03d}.png", rows_of([(truth * 255).round().to(torch.uint8), rgb, depth, normal], maps, h, w))
     means = {k: float(np.mean([r[k] for r in rows])) if rows[0][k] is not None else None for k in ("psnr", "ssim", "psnr_masked")}
     result = {
         **means,

@@ -101,6 +101,12 @@ def sparsity(sdf: Tensor, scale: float) -> Tensor:
     return torch.exp(-scale * sdf.abs()).mean() if len(sdf) else sdf.sum()
 
 
+def occlusion(estimated: Tensor, marched: Tensor) -> Tensor:
+    """Mean absolute error of probabilities [P] (NeRO)."""
+    _same(estimated, marched)
+    return (estimated - marched).abs().mean() if len(marched) else estimated.sum()
+
+
 def dense_distortion(weights: Tensor, edges: Tensor) -> Tensor:
     """Distortion of each ray [R] from weights [R, n] between edges [R, n + 1] (mip-NeRF 360 eq. 15)."""
     mid, length = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=1)
@@ -169,6 +175,14 @@ def _interlevel(e: Evidence) -> Tensor | None:
     return torch.stack(parts).sum() if parts else None
 
 
+def _occlusion(e: Evidence) -> Tensor | None:
+    """Of a method that estimates it: mean |estimated - marched| probability that a mirrored view meets the object (NeRO)."""
+    if not hasattr(e.model, "occlusion_pair"):
+        return None
+    estimated, marched = e.model.occlusion_pair(e.batch.rays, e.traced, e.progress)
+    return occlusion(estimated, marched)
+
+
 # name of the weight -> the term, or None where a step has nothing to say about it
 TERMS: dict[str, Callable[[Evidence], Tensor | None]] = {
     "rgb": lambda e: rgb_l1(e.traced.render.rgb, e.truth),
@@ -184,6 +198,7 @@ TERMS: dict[str, Callable[[Evidence], Tensor | None]] = {
     "distortion": _distortion,
     "distortion_bg": _distortion_bg,
     "interlevel": _interlevel,
+    "occlusion": _occlusion,
 }
 
 

@@ -41,6 +41,16 @@ def layers(render: Render, h: int, w: int) -> list[Tensor]:
     return [(p.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu() for p in parts]
 
 
+def rows_of(first: list[Tensor], maps: dict[str, Tensor], h: int, w: int) -> np.ndarray:
+    """The pictures [H, W, 3] of a view side by side, below them the method's own maps ([H * W, 3] each, labelled), as wide."""
+    if not maps:
+        return sheet(first)
+    low = sheet([(m.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu() for m in maps.values()], list(maps))
+    top = sheet(first)
+    width = max(top.shape[1], low.shape[1])
+    return np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in (top, low)])
+
+
 def progress_sheet(folder: Path, rows: int = 12, width: int = 1200) -> np.ndarray:
     """The validation pictures of a run below each other, first to last, at most `rows` of them evenly chosen."""
     found = sorted(folder.glob("val_*.png"))
@@ -79,7 +89,8 @@ class Validator:
         render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, everywhere=True)
         metrics = view_metrics(render.rgb.view(h, w, 3).cpu(), truth, mask)
         rgb, depth, normal = pictures(render, scene.cameras.c2w[self.view], h, w)
-        picture = sheet([(truth * 255).round().to(torch.uint8), rgb, *layers(render, h, w), depth, normal])
+        maps = self.system.maps(rays, render, progress, self.cfg.trainer.chunk)
+        picture = rows_of([(truth * 255).round().to(torch.uint8), rgb, *layers(render, h, w), depth, normal], maps, h, w)
         write_png(self.run / f"images/val_{step:06d}.png", picture)
         write_png(self.run / "images/progress.png", progress_sheet(self.run.root / "images"))
         self.run.image("val", picture, step)

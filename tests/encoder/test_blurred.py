@@ -61,3 +61,21 @@ def test_the_input_in_front():
     y = get_encoding("identity+spherical", degree=3)(x)
     assert torch.equal(y[:, :3], x) and torch.equal(y[:, 3:], get_encoding("spherical", degree=3)(x))
     assert torch.equal(get_encoding("identity")(x), x)
+
+
+@pytest.mark.parametrize("degree", [1, 3, 5])
+def test_the_integrated_directional_encodings_written_out_derivative_is_autograds(degree):
+    from encoder.directional import harmonics
+
+    encoding = get_encoding("ide", degree=degree)
+    results = []
+    for way in (harmonics, None):
+        g = torch.Generator().manual_seed(1)
+        dirs = F.normalize(torch.randn(200, 3, generator=g), dim=1).requires_grad_()
+        rough = (torch.rand(200, generator=g) * 0.2).requires_grad_()
+        fade = torch.exp(encoding.fall * rough[None])
+        out = way(dirs, fade, encoding.a, encoding.b, encoding.diagonal, encoding.bands) if way else encoding(dirs, rough)
+        out.backward(torch.randn(out.shape, generator=g))
+        results.append((out.detach(), dirs.grad, rough.grad))
+    for a, b in zip(*results):
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max()
