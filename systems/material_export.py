@@ -1,0 +1,1 @@
+def export_material(model,cfg,run): raise NotImplementedError
