@@ -133,12 +133,17 @@ class MaterialModel(nn.Module):
     def meet(self, origins: Tensor, dirs: Tensor) -> tuple[Hits, Surface]:
         """First hits of rays [R, 3] and the surface there."""
         hits = self.tracer(origins, dirs)
+        return hits, self.surface(hits, dirs)
+
+    @torch.no_grad()
+    def surface(self, hits: Hits, dirs: Tensor) -> Surface:
+        """The points that rays with these directions [R, 3] hit."""
         ray = torch.nonzero(hits.found)[:, 0]
         points = interpolate(self.local, self.tracer.faces, hits, ray)
         normal = F.normalize(interpolate(self.normals, self.tracer.faces, hits, ray), dim=-1, eps=1e-20)
         face_normal, view = self.face_normals[hits.face[ray]], -dirs[ray]
         side = torch.where((face_normal * view).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        return hits, Surface(points, normal * side, face_normal * side, view, ray)
+        return Surface(points, normal * side, face_normal * side, view, ray)
 
     # ------------------------------------------------------------------ light
 

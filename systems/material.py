@@ -135,7 +135,7 @@ class MaterialSystem(RaySystem):
         return Render(rgb, hits.found.float(), torch.where(hits.found, hits.t, 0.0), normal)
 
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
-        return export_material(self.model, self.cfg, run)
+        return export_material(self.model, self.cfg, run, scene)
 
 
 def change(difference: Tensor, eps: float) -> Tensor:

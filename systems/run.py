@@ -143,6 +143,25 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
         run.close()
 
 
+def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, poses: str | None) -> int:
+    """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder. The photographs are not needed."""
+    from systems.relight import relight
+
+    cfg, state, path = prepare(None, resume, overrides)
+    if cfg.model.name != "material":
+        raise UserError(f"--relight: {path} is of model.name={cfg.model.name}; train a material first: --config confs/nero-material.yaml")
+    setup_threads(cfg.trainer.threads)
+    device = pick_device(cfg.trainer.device)
+    run = run_folder(cfg, path)
+    try:
+        system = restore_system(cfg, device, state, path)
+        system.model.place()
+        relight(system.model, cfg, run, hdr, blender, poses)
+        return 0
+    finally:
+        run.close()
+
+
 def evaluate_files(mesh: str, truth: str) -> int:
     """`--eval MESH --gt GT`: print Chamfer, F-score and normal consistency."""
     from systems.mesh_eval import evaluate_mesh, report
