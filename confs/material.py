@@ -16,7 +16,7 @@ class MaterialConfig:
     n_specular_test: int = 64
     hidden: int = 64  # width of the feature network and of its heads
     layers: int = 2  # hidden layers of the feature network
-    light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, for light that depends on the place
+    light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, by place too
     light_height: int = 64  # light=texture: rows of the map, twice as many columns
     light_hidden: int = 128  # light=mlp: width of the light networks (NeRO: 256)
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures

@@ -38,7 +38,7 @@ def map_directions(height: int, device: torch.device | str = "cpu") -> Tensor:
 
 def look_up(image: Tensor, dirs: Tensor) -> Tensor:
     """Bilinear values [N, C] of a map [H, W, C] in unit directions [N, 3]; it closes on itself sideways."""
-    h, w = image.shape[:2]
+    w = image.shape[1]
     closed = torch.cat([image[:, -1:], image, image[:, :1]], 1).permute(2, 0, 1)[None]
     uv = to_map(dirs)
     grid = torch.stack([(2 * (uv[:, 0] * w + 1) / (w + 2)) - 1, 2 * uv[:, 1] - 1], -1)

@@ -79,7 +79,8 @@ def pdf_ggx(light: Tensor, view: Tensor, alpha: Tensor) -> Tensor:
     half = F.normalize(light + view[:, None], dim=-1)
     a = alpha[:, None]
     cos = view[:, None, 2]
-    return distribution(half, a) * 0.5 / (cos + (cos**2 * (1 - a * a) + a * a).sqrt())
+    density = distribution(half, a) * 0.5 / (cos + (cos**2 * (1 - a * a) + a * a).sqrt())
+    return torch.where(half[..., 2] > 0, density, 0.0)
 
 
 @dataclass(frozen=True)

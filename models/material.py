@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.environment import HumanLight, InnerLight, NetworkLight, TextureLight
+from models.environment import HumanLight
 from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
 from models.network import mlp
 from models.neus import open_levels
@@ -171,7 +171,9 @@ class MaterialModel(nn.Module):
         """Of points [P, 3] in the unit sphere's frame."""
         return self.field(points, self.open_levels(progress))
 
-    def shade(self, surface: Surface, material: Material, n_diffuse: int, n_specular: int, shift: Tensor, cameras: Tensor | None = None) -> Shaded:
+    def shade(
+        self, surface: Surface, material: Material, n_diffuse: int, n_specular: int, shift: Tensor, cameras: Tensor | None = None
+    ) -> Shaded:
         """Light towards the viewer; shift [P, 4] in [0, 1) places the two patterns of directions."""
         frame = frames(surface.normal)
         view = to_local(frame, surface.view)

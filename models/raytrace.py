@@ -122,7 +122,9 @@ def vertex_normals(vertices: Tensor, faces: Tensor, rounds: int = 0) -> Tensor:
     normal = F.normalize(normal, dim=-1, eps=1e-20)
     if rounds:
         f, v = faces.cpu().numpy(), len(vertices)
-        pairs = np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]], f[:, [1, 0]], f[:, [2, 1]], f[:, [0, 2]], np.arange(v)[:, None].repeat(2, 1)])
+        pairs = np.concatenate(
+            [f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]], f[:, [1, 0]], f[:, [2, 1]], f[:, [0, 2]], np.arange(v)[:, None].repeat(2, 1)]
+        )
         mean = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(v, v)).tocsr()
         array = normal.double().cpu().numpy()
         for _ in range(rounds):

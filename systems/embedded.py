@@ -24,7 +24,9 @@ def counts(samples: int) -> tuple[int, int, int]:
     return cosine, max(1, samples - light - cosine), light
 
 
-def outgoing(model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, generator: torch.Generator, bounces: int) -> Tensor:
+def outgoing(
+    model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, generator: torch.Generator, bounces: int
+) -> Tensor:
     """Linear radiance [P, 3] that leaves the surface towards its viewers."""
     n_points, device = len(surface.points), surface.points.device
     if not n_points:

@@ -74,7 +74,10 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
     if command:
         by_blender(command, model, cfg, Path(hdr).resolve(), cameras, names, folder)
     else:
-        log.info("relighting with the embedded renderer (%s)", "as asked" if cfg.relight.engine == "embedded" else "no Blender was found: --blender PATH")
+        log.info(
+            "relighting with the embedded renderer (%s)",
+            "as asked" if cfg.relight.engine == "embedded" else "no Blender was found: --blender PATH",
+        )
         by_ourselves(model, cfg, light, cameras, names, folder)
     frames = [np.asarray(_over_white(read_raster(folder / f"{name}.png"))) for name in names]
     video = write_video(folder.with_suffix(".mp4"), frames, cfg.relight.fps)
@@ -135,7 +138,9 @@ def by_blender(command: list[str], model: MaterialModel, cfg: Config, hdr: Path,
         said = _run([*command, str(place / "job.json")], r.minutes)
     lacking = [name for name in names if not (folder / f"{name}.png").is_file()]
     if lacking:
-        raise UserError(f"{command[0]} ended well but left {len(lacking)} of {len(names)} pictures out ({said or 'it said nothing'}); is it Blender?")
+        raise UserError(
+            f"{command[0]} ended well but left {len(lacking)} of {len(names)} pictures out ({said or 'it said nothing'}); is it Blender?"
+        )
 
 
 def _run(words: list[str], minutes: float) -> str:

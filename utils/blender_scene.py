@@ -52,7 +52,11 @@ def make_material(job):
     shader = next(n for n in nodes if n.type == "BSDF_PRINCIPLED")
     give(shader, ("IOR",), 1.5)
     give(shader, SPECULAR, 0.5)
-    for socket, key, space in (("Base Color", "albedo", "sRGB"), ("Roughness", "roughness", "Non-Color"), ("Metallic", "metallic", "Non-Color")):
+    for socket, key, space in (
+        ("Base Color", "albedo", "sRGB"),
+        ("Roughness", "roughness", "Non-Color"),
+        ("Metallic", "metallic", "Non-Color"),
+    ):
         texture = nodes.new("ShaderNodeTexImage")
         texture.image = bpy.data.images.load(job[key])
         texture.image.colorspace_settings.name = space

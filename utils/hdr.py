@@ -17,7 +17,20 @@ def _decode_exr(path: Path) -> np.ndarray | None:
     import imageio_ffmpeg
 
     width, height = _exr_size(path)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "gbrpf32le", "-"]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-frames:v",
+        "1",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "gbrpf32le",
+        "-",
+    ]
     done = subprocess.run(command, capture_output=True)
     if done.returncode or len(done.stdout) != 12 * width * height:
         return None

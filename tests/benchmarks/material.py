@@ -50,7 +50,13 @@ def predict(run: Path, scene: Path) -> list[dict]:
         values[surface.ray] = torch.cat([model.material_at(part).stack() for part in surface.points.split(65536)])
         values = values.view(cameras.height, cameras.width, 5)
         found.append(
-            {"name": name, "albedo": values[..., :3], "roughness": values[..., 3], "metallic": values[..., 4], "hit": hits.found.view(values.shape[:2])}
+            {
+                "name": name,
+                "albedo": values[..., :3],
+                "roughness": values[..., 3],
+                "metallic": values[..., 4],
+                "hit": hits.found.view(values.shape[:2]),
+            }
         )
     return found
 
@@ -89,7 +95,7 @@ def judge(found: list[dict], scene: Path, relit: Path | None, picture: Path | No
         errors, plain = [], []
         for view, mask in zip(found, masks):
             theirs, mine = truth_image(scene / "relight", view["name"])[0][mask], truth_image(relit, view["name"])[0][mask]
-            scaled = to_srgb((to_linear(mine) * torch.tensor(scale).float())).clamp(0, 1)
+            scaled = to_srgb(to_linear(mine) * torch.tensor(scale).float()).clamp(0, 1)
             errors.append((scaled - theirs).numpy())
             plain.append((mine - theirs).numpy())
         result |= {"relight_psnr": psnr(np.concatenate(errors)), "relight_psnr_unscaled": psnr(np.concatenate(plain))}
