@@ -1,9 +1,9 @@
 """The options of NeRO's second stage, the material, and of relighting. See `confs/schema.py`."""
 
-from dataclasses import dataclass
-from typing import Literal, Optional
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
 
-from confs.checks import check
+from confs.checks import check, schedules
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class MaterialConfig:
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
     light_max: float = 5.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
-    smooth: float = 0.05  # weight: material between a point and a jittered one
-    jitter: float = 0.005  # standard deviation of that jitter, in radii
-    jitter_eps: float = 0.05  # differences below this share count little
+    smooth: float = 0.1  # weight: material between a point and a jittered one
+    jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
+    jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
+    edge: float = 0.2  # a difference beyond this is an edge and costs little more
+    binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.05, 0.3])  # weight, a schedule: metallic is 0 or 1, seldom between
     neutral: float = 0.05  # weight: diffuse light is grey
     light_smooth: float = 0.003  # light=texture, weight: difference of log radiance between neighbouring texels
     metallic_init: float = 0.5  # at the start, everywhere
@@ -35,13 +37,14 @@ class MaterialConfig:
     lr_light: float = 0.03  # light=texture: of log radiance
 
     def __post_init__(self) -> None:
+        schedules("model.material", self, "binary")
         names = ("n_diffuse", "n_specular", "n_diffuse_test", "n_specular_test")
         check(
             "model.material",
             **{name: (1 <= getattr(self, name) <= 4096, f"must lie in 1..4096, got {getattr(self, name)}") for name in names},
             **{
                 name: (getattr(self, name) >= 0, f"must not be negative, got {getattr(self, name)}")
-                for name in ("smooth", "jitter", "neutral", "light_smooth", "smooth_normals", "offset")
+                for name in ("smooth", "neutral", "light_smooth", "smooth_normals", "offset")
             },
             **{
                 name: (0 < getattr(self, name) < 1, f"must lie between 0 and 1, got {getattr(self, name)}")
@@ -52,7 +55,8 @@ class MaterialConfig:
             light_height=(4 <= self.light_height <= 1024, f"must lie in 4..1024, got {self.light_height}"),
             light_hidden=(self.light_hidden >= 4, f"must be at least 4, got {self.light_hidden}"),
             light_max=(0 < self.light_max <= 20, f"must lie in (0, 20], got {self.light_max}"),
-            jitter_eps=(self.jitter_eps > 0, f"must be positive, got {self.jitter_eps}"),
+            jitter=(0 < self.jitter <= self.jitter_far, f"must be positive and at most jitter_far, got {self.jitter}"),
+            edge=(self.edge > 0, f"must be positive, got {self.edge}"),
             lr_light=(self.lr_light > 0, f"must be positive, got {self.lr_light}"),
         )
 

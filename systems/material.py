@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.log import RunFolder
 from utils.mesh import load_mesh
 from utils.rays import RayBatch, Rays, Render, Scene
+from utils.schedule import ramp
 
 log = logging.getLogger("neus")
 INSIDE = 0.9  # a pixel shows the object alone when its mask exceeds this
@@ -50,6 +51,7 @@ class MaterialSystem(RaySystem):
     def __init__(self, model: MaterialModel, cfg: Config, device: torch.device):
         super().__init__(model, cfg, device)
         self.options = cfg.model.material
+        self.binary = ramp(self.options.binary)
         self.colour_weights = {name: self.weights[name] for name in COLOUR_TERMS}
 
     def own_groups(self) -> list[dict]:
@@ -93,8 +95,11 @@ class MaterialSystem(RaySystem):
         rgb = torch.where(truth >= 0.996, rgb.clamp(max=1), rgb)  # an overexposed pixel says "at least"
         terms = {name: w * COLOUR_TERMS[name](rgb, truth) for name, w in self._colour_weights(progress).items()}
         if o.smooth:
-            near = model.material_at(surface.points + o.jitter * noise, progress)
-            terms["smooth"] = o.smooth * change(material.stack() - near.stack(), o.jitter_eps)
+            size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
+            near = model.material_at(surface.points + size * noise, progress)
+            terms["smooth"] = o.smooth * change(material.stack(), near.stack(), o.edge)
+        if weight := self.binary(progress):
+            terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
         if o.neutral:
             grey = shaded.diffuse_light.mean(-1, keepdim=True)
             terms["neutral"] = o.neutral * (shaded.diffuse_light - grey).abs().mean()
@@ -138,9 +143,14 @@ class MaterialSystem(RaySystem):
         return export_material(self.model, self.cfg, run, scene)
 
 
-def change(difference: Tensor, eps: float) -> Tensor:
-    """Mean size of differences, those far below eps counting little: edges may stay, noise may not."""
-    return ((difference**2 + eps**2).sqrt() - eps).mean()
+def change(a: Tensor, b: Tensor, edge: float) -> Tensor:
+    """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
+
+    The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
+    """
+    square = (a - b) ** 2
+    square = torch.cat([square[:, :3].sum(1, keepdim=True), square[:, 3:]], 1)
+    return (square / (square + edge**2)).mean()
 
 
 @torch.no_grad()
