@@ -26,8 +26,8 @@ class MaterialConfig:
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
     edge: float = 0.2  # a difference beyond this is an edge and costs little more
-    binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.05, 0.3])  # weight, a schedule: metallic is 0 or 1, seldom between
-    neutral: float = 0.05  # weight: diffuse light is grey
+    binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: metallic is 0 or 1, seldom between
+    neutral: float = 0.02  # weight: diffuse light is grey
     light_smooth: float = 0.003  # light=texture, weight: difference of log radiance between neighbouring texels
     metallic_init: float = 0.5  # at the start, everywhere
     roughness_init: float = 0.4  # perceptual
