@@ -65,7 +65,7 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
     poses = poses or cfg.relight.poses
     command = None if cfg.relight.engine == "embedded" and not blender else find_blender(blender)
     if cfg.relight.engine == "blender" and command is None:
-        raise UserError("relight.engine=blender, but there is none; give --blender PATH, or: pip install bpy==5.0.1 (Python 3.11)")
+        raise UserError("relight.engine=blender, but there is none; give --blender PATH, of Blender or of a Python 3.11 with bpy==5.0.1")
     cameras, names = cameras_for(cfg, model, poses)
     folder = run / f"relight/{Path(hdr).stem}"
     folder.mkdir(parents=True, exist_ok=True)

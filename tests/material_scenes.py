@@ -74,5 +74,6 @@ def write_ellipsoid(folder, scale: float = 3.0, center=(10.0, -20.0, 30.0)) -> P
     mesh = trimesh.creation.icosphere(3)
     mesh.vertices = np.asarray(mesh.vertices) * AXES * scale + center
     path = Path(folder) / "ellipsoid.ply"
+    path.parent.mkdir(parents=True, exist_ok=True)
     mesh.export(path)
     return path
