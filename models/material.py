@@ -4,6 +4,7 @@ Directions are drawn by the cosine and by the GGX lobe and weighed by the balanc
 again brings indirect light, any other the light from far away. All in linear light, encoded to sRGB at the end.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,17 @@ class Shaded:
     colour: Tensor  # [P, 3]
     diffuse_light: Tensor  # [P, 3] light that falls in, weighted by the cosine
     occluded: Tensor  # [] share of the directions that meet the object
+
+
+def _full_precision(method):
+    """Without autocast: directions and radiances of many magnitudes do not fit float16."""
+
+    @functools.wraps(method)
+    def wrapped(*arguments, **options):
+        with torch.autocast("cuda", enabled=False):
+            return method(*arguments, **options)
+
+    return wrapped
 
 
 class MaterialField(nn.Module):
@@ -171,6 +183,7 @@ class MaterialModel(nn.Module):
         """Of points [P, 3] in the unit sphere's frame."""
         return self.field(points, self.open_levels(progress))
 
+    @_full_precision
     def shade(
         self, surface: Surface, material: Material, n_diffuse: int, n_specular: int, shift: Tensor, cameras: Tensor | None = None
     ) -> Shaded:

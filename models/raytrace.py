@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.device import warp_available
+from utils.device import choose
 
 FAR = 1e6
 
@@ -75,7 +75,7 @@ class MeshTracer:
 
     def __init__(self, vertices: Tensor, faces: Tensor, backend: str | None = None):
         self.vertices, self.faces = vertices.float().contiguous(), faces.long().contiguous()
-        self.backend = backend or ("torch" if warp_available() else "warp")
+        self.backend = backend or choose("trace", "auto", vertices.device)
         self.mesh = self._build() if self.backend == "warp" else None
 
     def _build(self):
@@ -83,9 +83,12 @@ class MeshTracer:
 
         indices = self.faces.int().reshape(-1).contiguous()
         self._kept = indices  # Warp looks at torch's memory
-        device = wp.device_from_torch(self.vertices.device)
-        with wp.ScopedDevice(device):
-            return wp.Mesh(points=wp.from_torch(self.vertices, dtype=wp.vec3), indices=wp.from_torch(indices, dtype=wp.int32))
+        if self.vertices.is_cuda:
+            torch.cuda.synchronize(self.vertices.device)  # Warp builds on a stream of its own
+        with wp.ScopedDevice(wp.device_from_torch(self.vertices.device)):
+            mesh = wp.Mesh(points=wp.from_torch(self.vertices, dtype=wp.vec3), indices=wp.from_torch(indices, dtype=wp.int32))
+            wp.synchronize()
+        return mesh
 
     @torch.no_grad()
     def __call__(self, origins: Tensor, dirs: Tensor) -> Hits:
