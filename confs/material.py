@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from confs.checks import check, schedules
+from utils.schedule import ramp
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class MaterialConfig:
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
     light_max: float = 5.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
-    smooth: float = 0.1  # weight: material between a point and a jittered one
+    smooth: Any = field(default_factory=lambda: [0.1, 0.3, 0.3, 0.6])  # weight, a schedule: material between a point and a jittered one
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
     edge: float = 0.2  # a difference beyond this is an edge and costs little more
@@ -37,14 +38,14 @@ class MaterialConfig:
     lr_light: float = 0.03  # light=texture: of log radiance
 
     def __post_init__(self) -> None:
-        schedules("model.material", self, "binary")
+        schedules("model.material", self, "binary", "smooth")
         names = ("n_diffuse", "n_specular", "n_diffuse_test", "n_specular_test")
         check(
             "model.material",
             **{name: (1 <= getattr(self, name) <= 4096, f"must lie in 1..4096, got {getattr(self, name)}") for name in names},
             **{
                 name: (getattr(self, name) >= 0, f"must not be negative, got {getattr(self, name)}")
-                for name in ("smooth", "neutral", "light_smooth", "smooth_normals", "offset")
+                for name in ("neutral", "light_smooth", "smooth_normals", "offset")
             },
             **{
                 name: (0 < getattr(self, name) < 1, f"must lie between 0 and 1, got {getattr(self, name)}")
@@ -56,6 +57,13 @@ class MaterialConfig:
             light_hidden=(self.light_hidden >= 4, f"must be at least 4, got {self.light_hidden}"),
             light_max=(0 < self.light_max <= 20, f"must lie in (0, 20], got {self.light_max}"),
             jitter=(0 < self.jitter <= self.jitter_far, f"must be positive and at most jitter_far, got {self.jitter}"),
+            **{
+                name: (
+                    min(ramp(getattr(self, name)).start, ramp(getattr(self, name)).end) >= 0,
+                    f"must not be negative, got {getattr(self, name)}",
+                )
+                for name in ("smooth", "binary")
+            },
             edge=(self.edge > 0, f"must be positive, got {self.edge}"),
             lr_light=(self.lr_light > 0, f"must be positive, got {self.lr_light}"),
         )

@@ -51,7 +51,7 @@ class MaterialSystem(RaySystem):
     def __init__(self, model: MaterialModel, cfg: Config, device: torch.device):
         super().__init__(model, cfg, device)
         self.options = cfg.model.material
-        self.binary = ramp(self.options.binary)
+        self.binary, self.smooth = ramp(self.options.binary), ramp(self.options.smooth)
         self.colour_weights = {name: self.weights[name] for name in COLOUR_TERMS}
 
     def own_groups(self) -> list[dict]:
@@ -94,10 +94,10 @@ class MaterialSystem(RaySystem):
         rgb = to_srgb(shaded.colour)
         rgb = torch.where(truth >= 0.996, rgb.clamp(max=1), rgb)  # an overexposed pixel says "at least"
         terms = {name: w * COLOUR_TERMS[name](rgb, truth) for name, w in self._colour_weights(progress).items()}
-        if o.smooth:
+        if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
             near = model.material_at(surface.points + size * noise, progress)
-            terms["smooth"] = o.smooth * change(material.stack(), near.stack(), o.edge)
+            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge)
         if weight := self.binary(progress):
             terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
         if o.neutral:
