@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
   python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
   python run.py --photos DIR --train                                photographs alone: finds the cameras first
+  python run.py --relight --resume outputs/NAME/TRIAL --hdr LIGHT.exr   a material under another light
   python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
 
 every option with its unit and meaning: confs/schema.py, confs/model.py"""
@@ -43,6 +44,10 @@ def parser() -> Parser:
     p.add_argument("--photos", metavar="DIR", help="photographs without cameras: makes the scene dataset.root_dir, or inputs/<DIR>")
     p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
+    p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
+    p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
+    p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
+    p.add_argument("--poses", metavar="JSON", help="cameras to render from, as transforms.json (with --relight); by default an orbit")
     p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
     p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
@@ -64,8 +69,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         return args
     if args.masks and not args.photos:
         raise UserError("--masks goes with --photos; a scene with cameras holds its masks in its own folder")
-    if not (args.train or args.test or args.mesh or args.photos or args.auto_mask):
-        raise UserError("nothing to do: give --train, --test, --mesh, --photos or --eval (see --help)")
+    if args.relight and not (args.resume and args.hdr):
+        raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
+    if not (args.train or args.test or args.mesh or args.relight or args.photos or args.auto_mask):
+        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos or --eval (see --help)")
     if args.photos and not args.config:
         args.config = "confs/neus-colmap.yaml"
     if not (args.train or args.test or args.mesh):
@@ -89,6 +96,8 @@ def main(words: list[str] | None = None) -> int:
             args.overrides = run.photographs(args.photos, args.masks, args.overrides)
         if args.auto_mask:
             run.auto_masks(args.config, args.overrides)
+        if args.relight:
+            return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
         if not (args.train or args.test or args.mesh):
             return 0
         cfg, state, path = run.prepare(args.config, args.resume, args.overrides, args.preset)

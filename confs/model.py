@@ -1,9 +1,10 @@
 """The options of the models: encodings, networks, sampling, background. See `confs/schema.py`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 from confs.checks import check, schedules
+from confs.material import MaterialConfig
 from utils.schedule import ramp
 
 
@@ -240,7 +241,7 @@ class BackdropConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: Literal["neus", "nerf", "nero-shape"] = "neus"
+    name: Literal["neus", "nerf", "nero-shape", "material"] = "neus"
     radius: float = 1.0  # of the sphere that holds the object
     samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
     samples_per_ray_test: int = 1024  # the same for pictures of views
@@ -262,6 +263,8 @@ class ModelConfig:
     density: DensityConfig = field(default_factory=DensityConfig)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     backdrop: BackdropConfig = field(default_factory=BackdropConfig)
+    mesh: Optional[str] = None  # name=material: the mesh in world units, or the run folder that holds mesh/mesh.ply
+    material: MaterialConfig = field(default_factory=MaterialConfig)
 
     def __post_init__(self) -> None:
         schedules("model", self, "samples_per_ray", log=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional
 
 from confs.checks import check, schedules
+from confs.material import RelightConfig
 from confs.model import ModelConfig
 
 CENTERS = ("auto", "cameras", "lookat", "points", "bbox", "given")
@@ -200,6 +201,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    relight: RelightConfig = field(default_factory=RelightConfig)
 
     def __post_init__(self) -> None:
         check("config", seed=(self.seed is None or 0 <= self.seed < 2**31, f"must lie in 0..2^31-1, got {self.seed}"))

@@ -4,15 +4,18 @@ import logging
 from dataclasses import fields
 
 import torch
+import trimesh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from confs.schema import Config, loss_weights
 from encoder.hashgrid import HashGrid
 from models.traced import Traced
+from systems.export import export_mesh
 from systems.losses import Evidence, weighted_terms
 from utils.errors import UserError
-from utils.rays import RayBatch, Rays, Render
+from utils.log import RunFolder
+from utils.rays import RayBatch, Rays, Render, Scene
 from utils.schedule import ramp
 
 log = logging.getLogger("neus")
@@ -56,6 +59,13 @@ class RaySystem:
     def slow_stats(self, progress: float) -> dict[str, float]:
         """Figures that cost a little, for the log alone."""
         return {"occupied": self.model.occupancy.share}
+
+    def prepare(self, scene: Scene) -> None:
+        """A look at the scene before anything else; most methods need none."""
+
+    def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
+        """What `--mesh` writes; returns the mesh in world units."""
+        return export_mesh(self, scene, self.cfg, run, self.device)
 
     # ------------------------------------------------------------------ what the trainer asks
 

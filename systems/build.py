@@ -11,9 +11,11 @@ from confs.schema import Config
 from encoder.get_encoding import HashGridSpec, get_encoding
 from models.background import Background
 from models.density import Variance
+from models.environment import HumanLight, InnerLight, NetworkLight, TextureLight
 from models.estimators import OccupancyGrid
 from models.field import DensityNetwork
 from models.importance import HierarchicalSampler
+from models.material import MaterialField, MaterialModel
 from models.nerf import NeRF, Proposals
 from models.nero import NeROShape
 from models.neus import NeuS
@@ -21,6 +23,7 @@ from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
 from models.shading import SplitSumShader
+from systems.material import MaterialSystem, find_mesh
 from systems.nerf import NeRFSystem
 from systems.nero import NeROShapeSystem
 from systems.neus import NeuSSystem
@@ -163,7 +166,25 @@ def build_nerf(cfg: Config, device: torch.device) -> NeRF:
     return NeRF(field, radiance, sampler, m.radius, *_steps(cfg), levels, m.density.level, composite, backdrop, m.gradient_scaling, cone)
 
 
-MODELS = {"neus": (build_neus, NeuSSystem), "nerf": (build_nerf, NeRFSystem), "nero-shape": (build_nero_shape, NeROShapeSystem)}
+def build_material(cfg: Config, device: torch.device) -> MaterialModel:
+    """The mesh of the config with a material and lights. Raises UserError when there is no such mesh."""
+    m, o = cfg.model, cfg.model.material
+    grid, levels = build_encoding(cfg, device)
+    grid = getattr(grid, "inner", grid)  # the network sees the position in any case
+    field = MaterialField(grid, m.radius, o.hidden, o.layers, (o.albedo_init, o.roughness_init, o.metallic_init))
+    human = HumanLight(o.light_hidden, o.light_max) if o.human else None
+    if o.light == "mlp":
+        outer = NetworkLight(o.light_hidden, o.light_max, o.light_sphere, m.radius)
+        return MaterialModel(field, outer, InnerLight(o.light_hidden, o.light_max), human, find_mesh(m.mesh), levels, o)
+    return MaterialModel(field, TextureLight(o.light_height, o.light_max), None, human, find_mesh(m.mesh), levels, o)
+
+
+MODELS = {
+    "neus": (build_neus, NeuSSystem),
+    "nerf": (build_nerf, NeRFSystem),
+    "nero-shape": (build_nero_shape, NeROShapeSystem),
+    "material": (build_material, MaterialSystem),
+}
 
 
 def build_system(cfg: Config, device: torch.device):

@@ -14,7 +14,7 @@ from process_data.load import load_scene, recognise
 from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
 from systems.evaluate import evaluate, video
-from systems.export import compare_with_truth, export_mesh
+from systems.export import compare_with_truth
 from systems.trainer import Trainer
 from utils import checkpoint
 from utils.config import PRESETS, load_config, to_yaml, without_masks
@@ -131,12 +131,32 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:
             system = restore_system(cfg, device, state, path)
+            system.prepare(scene)
         if test:
             evaluate(system, scene, cfg, run, device)
         if mesh:
-            compare_with_truth(export_mesh(system, scene, cfg, run, device), scene, cfg, run)
+            compare_with_truth(system.export(scene, run), scene, cfg, run)
         if test:
             video(system, scene, cfg, run, device)
+        return 0
+    finally:
+        run.close()
+
+
+def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, poses: str | None) -> int:
+    """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder. The photographs are not needed."""
+    from systems.relight import relight
+
+    cfg, state, path = prepare(None, resume, overrides)
+    if cfg.model.name != "material":
+        raise UserError(f"--relight: {path} is of model.name={cfg.model.name}; train a material first: --config confs/nero-material.yaml")
+    setup_threads(cfg.trainer.threads)
+    device = pick_device(cfg.trainer.device)
+    run = run_folder(cfg, path)
+    try:
+        system = restore_system(cfg, device, state, path)
+        system.model.place()
+        relight(system.model, cfg, run, hdr, blender, poses)
         return 0
     finally:
         run.close()

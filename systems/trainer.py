@@ -43,6 +43,7 @@ class Trainer:
 
     def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
+        system.prepare(scene)
         self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and cfg.trainer.amp)

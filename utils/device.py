@@ -19,6 +19,7 @@ BACKENDS = {
     "march": ("warp", "nerfacc", "torch"),
     "composite": ("warp", "nerfacc", "torch"),
     "optimizer": ("warp", "torch"),
+    "trace": ("warp", "torch"),
 }
 PACKAGES = {"warp": "warp-lang", "nerfacc": "nerfacc (it compiles its kernels with nvcc)", "tinycudann": "tinycudann"}
 

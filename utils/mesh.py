@@ -200,7 +200,7 @@ def render_mesh(
     c2w = np.asarray(c2w, np.float64)
     uv, z = _project(np.asarray(mesh.vertices), K, c2w)
     corner, depth = (2 * uv + 0.5)[mesh.faces].astype(np.float32), z[mesh.faces].astype(np.float32)
-    nearest = _rasterise(corner, depth, 2 * h, 2 * w)
+    nearest = rasterise(corner, depth, 2 * h, 2 * w)
     image = np.full((2 * h * 2 * w, 3), background, np.uint8)
     seen = nearest >= 0
     faces, face = np.unique(nearest[seen], return_inverse=True)
@@ -208,7 +208,7 @@ def render_mesh(
     return cv2.resize(image.reshape(2 * h, 2 * w, 3), (w, h), interpolation=cv2.INTER_AREA)
 
 
-def _rasterise(corner: np.ndarray, depth: np.ndarray, h: int, w: int) -> np.ndarray:
+def rasterise(corner: np.ndarray, depth: np.ndarray, h: int, w: int) -> np.ndarray:
     """Nearest face at each pixel [h * w], -1 where there is none; corner [F, 3, 2] pixels, depth [F, 3].
 
     Faces of like size are tested together at the pixels of their boxes; depth is interpolated over the screen, which is

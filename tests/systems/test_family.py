@@ -14,6 +14,7 @@ from encoder.get_encoding import ENCODINGS
 from process_data.load import load_scene
 from systems import losses
 from systems.run import execute, fit_recipe
+from tests.material_scenes import write_ellipsoid
 from tests.systems.test_train import ROOT, TINY, trainer
 from utils.config import load_config, without_masks
 from utils.errors import UserError
@@ -23,6 +24,7 @@ CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml"))
 SMALL = {
     "neus-mlp": ["model.sdf.hidden=64", "model.sdf.feature=16", "model.radiance.hidden=32", "model.sampling.n_samples=16", "model.sampling.n_importance=16", "trainer.max_rays=64"],
     "nero-shape-paper": ["model.sdf.hidden=64", "model.sdf.feature=16", "model.shading.hidden=32", "model.shading.outer=32", "model.sampling.n_samples=16", "model.sampling.n_importance=16", "trainer.n_rays=64", "trainer.max_rays=64"],
+    "nero-material": ["model.material.n_diffuse=8", "model.material.n_specular=8", "model.material.n_diffuse_test=8", "model.material.n_specular_test=8", "relight.texture=128"],
     "nerf-dtu": ["model.density.level=0.2"],
     "nerf-blender": ["model.density.level=0.2"],
 }  # fmt: skip
@@ -30,6 +32,8 @@ SMALL = {
 
 def tiny(name, scene, out, *more):
     words = [*TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "trainer.trial_name=t", "name=n"]
+    if name == "nero-material":
+        words.append(f"model.mesh={write_ellipsoid(out)}")
     return load_config(ROOT / f"confs/{name}.yaml", [*words, "dataset.name=dtu", *SMALL.get(name, []), *more])
 
 

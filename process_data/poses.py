@@ -1,0 +1,70 @@
+"""Cameras without photographs: a `transforms.json` of poses to render from, and an orbit around the unit sphere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from process_data.capture import checked_pose, find_image
+from process_data.path import look_at
+from process_data.transforms import FLIP, camera_of, read_json
+from utils.errors import UserError, raise_all
+from utils.image import image_size
+from utils.rays import Cameras
+
+
+def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[str]]:
+    """Cameras in the file's world (OpenCV axes), and their names. Raises UserError that lists all that is wrong.
+
+    Their size: `w` and `h` of the file, else of the images it names, else `size` (width, height). One for all.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise UserError(f"{path}: expected a transforms.json with cameras to render from")
+    data = read_json(path)
+    top = {key: value for key, value in data.items() if key != "frames"}
+    Ks, poses, names, sizes, problems = [], [], [], [], []
+    for i, frame in enumerate(data["frames"]):
+        where = f"{path}: frame {i}"
+        record, name = {**top, **frame}, str(frame.get("file_path") or f"{i:03d}")
+        try:
+            if not (record.get("w") and record.get("h")):
+                image = find_image(path.parent, name)
+                record["w"], record["h"] = image_size(image) if image else size
+            K, shape, lens = camera_of(record, path, where)
+            if not lens.is_pinhole:
+                raise UserError(f"{where}: has lens distortion; pictures are rendered by pinhole cameras")
+            c2w = checked_pose(frame.get("transform_matrix"), f"{where}: transform_matrix")
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        Ks.append(K)
+        poses.append(np.concatenate([c2w[:, :3] @ FLIP, c2w[:, 3:]], 1))
+        names.append(Path(name).stem)
+        sizes.append(shape)
+    raise_all(problems)
+    if len(set(sizes)) > 1:
+        raise UserError(f"{path}: cameras of {len(set(sizes))} sizes, expected one")
+    names = names if len(set(names)) == len(names) else [f"{i:03d}" for i in range(len(names))]
+    return Cameras(torch.tensor(np.stack(Ks)).float(), torch.tensor(np.stack(poses)), sizes[0][1], sizes[0][0]), names
+
+
+def move(cameras: Cameras, matrix: Tensor) -> Cameras:
+    """Cameras seen from another frame: matrix [4, 4] takes points of theirs to it (rotation, uniform scale, translation)."""
+    m = matrix.double()
+    scale = torch.linalg.det(m[:3, :3]).abs() ** (1 / 3)
+    c2w = cameras.c2w.double()
+    turned = m[:3, :3] @ c2w[:, :, :3] / scale
+    return replace(cameras, c2w=torch.cat([turned, m[:3, :3] @ c2w[:, :, 3:] + m[:3, 3:]], 2))
+
+
+def circle(n: int, size: tuple[int, int], elevation: float, distance: float) -> Cameras:
+    """n cameras on a circle round the unit sphere, z up, that frame it; elevation in degrees, size (width, height)."""
+    turn, rise = 2 * np.pi * np.arange(n) / n, np.radians(elevation)
+    away = np.stack([np.cos(turn) * np.cos(rise), np.sin(turn) * np.cos(rise), np.full(n, np.sin(rise))], 1)
+    c2w = look_at(distance * away, np.zeros(3), np.array([0, 0, 1.0]))
+    focal = 0.5 * min(size) * np.sqrt(distance**2 - 1)
+    K = np.array([[focal, 0, size[0] / 2 - 0.5], [0, focal, size[1] / 2 - 0.5], [0, 0, 1]])
+    return Cameras(torch.tensor(K).float().expand(n, 3, 3).clone(), torch.tensor(c2w), size[1], size[0])

@@ -1,0 +1,89 @@
+"""Our own renderer: a recovered material under a given light, with shadows and one bounce off the object itself.
+
+Directions are drawn by the cosine, by the GGX lobe and by the light's brightness, weighed by the balance heuristic.
+"""
+
+import torch
+from torch import Tensor
+
+from models.environment import EnvironmentMap
+from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
+from models.material import MaterialModel, Surface, reflect, to_srgb
+from process_data.rays import make_rays
+from utils.rays import Cameras
+
+BRIGHTEST_BOUNCE = 10.0  # radiance of a second bounce is held below this, as Cycles does: against fireflies
+RAYS = 4  # camera rays a pixel, which smooth the edges
+POINTS = 2048  # shaded at once
+
+
+def counts(samples: int) -> tuple[int, int, int]:
+    """Directions by the cosine, the lobe and the light."""
+    light = max(1, round(samples * 0.4))
+    cosine = max(1, round(samples * 0.2))
+    return cosine, max(1, samples - light - cosine), light
+
+
+def outgoing(
+    model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, generator: torch.Generator, bounces: int
+) -> Tensor:
+    """Linear radiance [P, 3] that leaves the surface towards its viewers."""
+    n_points, device = len(surface.points), surface.points.device
+    if not n_points:
+        return torch.zeros(0, 3, device=device)
+    material = model.material_at(surface.points)
+    frame = frames(surface.normal)
+    view = to_local(frame, surface.view)
+    n_cosine, n_lobe, n_light = counts(samples)
+    shift = torch.rand(n_points, 6, generator=generator).to(device)
+    bright = light.sample(pattern(n_light, shift[:, 4:]))  # [P, n_light, 3]
+    local = torch.cat(
+        [
+            sample_cosine(pattern(n_cosine, shift[:, :2])),
+            sample_ggx(pattern(n_lobe, shift[:, 2:4]), view, material.alpha),
+            bright @ frame.transpose(1, 2),
+        ],
+        1,
+    )
+    dirs = local @ frame
+    weights = shading_weights(local, view, material.alpha, n_cosine, n_lobe, n_light * light.pdf(dirs)).stack()  # [P, 3, D]
+    radiance = torch.zeros_like(dirs).view(-1, 3)
+    useful = torch.nonzero((local[..., 2] > 0).reshape(-1))[:, 0]
+    starts = surface.points + model.options.offset * surface.face_normal
+    toward = dirs.reshape(-1, 3)[useful]
+    hits = model.tracer(starts[torch.div(useful, local.shape[1], rounding_mode="floor")], toward)
+    free = ~hits.found
+    radiance[useful[free]] = light.radiance(toward[free])
+    if bounces:
+        again = model.surface(hits, toward)
+        bounced = torch.cat([
+            outgoing(model, light, Surface(*(part[i : i + 32768] for part in vars(again).values())), 4, generator, bounces - 1)
+            for i in range(0, len(again.ray), 32768)
+        ] or [radiance[:0]])  # fmt: skip
+        radiance[useful[again.ray]] = bounced.clamp(max=BRIGHTEST_BOUNCE)
+    return reflect(material, weights @ radiance.view_as(dirs))
+
+
+@torch.no_grad()
+def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: int, samples: int, transparent: bool) -> Tensor:
+    """View i of cameras in the unit sphere's frame: sRGB and alpha (straight) [H, W, 4] in [0, 1], the same at every call."""
+    h, w = cameras.height, cameras.width
+    device = model.local.device
+    generator = torch.Generator().manual_seed(i)
+    v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    centre = torch.stack([u, v], -1).reshape(-1, 2).float()
+    colour, alpha = torch.zeros(h * w, 3, device=device), torch.zeros(h * w, 1, device=device)
+    for k in range(RAYS):
+        offset = pattern(RAYS, torch.zeros(1, 2))[0, k] - 0.5
+        rays = make_rays(cameras, torch.full((h * w,), i), centre + offset, 1.0).to(device)
+        hits, surface = model.meet(rays.origins, rays.dirs)
+        for a in range(0, len(surface.ray), POINTS):
+            part = Surface(*(x[a : a + POINTS] for x in vars(surface).values()))
+            colour[part.ray] += outgoing(model, light, part, max(4, samples // RAYS), generator, 1)
+        alpha[surface.ray] += 1
+        if not transparent:
+            miss = torch.nonzero(~hits.found)[:, 0]
+            colour[miss] += light.radiance(rays.dirs[miss])
+            alpha[miss] += 1
+    straight = to_srgb(colour / alpha.clamp(min=1)).clamp(0, 1)
+    return torch.cat([straight, alpha / RAYS], -1).view(h, w, 4).cpu()

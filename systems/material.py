@@ -1,0 +1,184 @@
+"""The system of NeRO's second stage: a mesh that stays, its material and its light (Liu et al., SIGGRAPH 2023)."""
+
+import logging
+from pathlib import Path
+
+import torch
+import trimesh
+from torch import Tensor
+from torch.nn import functional as F
+
+from confs.schema import Config
+from models.material import MaterialModel, to_linear, to_srgb
+from systems import losses
+from systems.base import RaySystem
+from systems.material_export import export_material
+from utils.errors import UserError
+from utils.log import RunFolder
+from utils.mesh import load_mesh
+from utils.rays import RayBatch, Rays, Render, Scene
+from utils.schedule import ramp
+
+log = logging.getLogger("neus")
+INSIDE = 0.9  # a pixel shows the object alone when its mask exceeds this
+COLOUR_TERMS = {
+    "rgb": losses.rgb_l1,
+    "rgb_mse": losses.rgb_mse,
+    "rgb_smooth_l1": losses.rgb_smooth_l1,
+    "rgb_charbonnier": losses.rgb_charbonnier,
+}
+
+
+def find_mesh(where: str | None) -> tuple[Tensor, Tensor]:
+    """(vertices [V, 3] float64, faces [F, 3]) of a mesh file, or of the run folder that holds mesh/mesh.ply. Raises UserError."""
+    if not where:
+        raise UserError("model.mesh is missing: the material needs a mesh; give model.mesh=MESH.ply, or the run folder of its shape")
+    path = Path(where)
+    if path.is_dir():
+        if not (path / "mesh/mesh.ply").is_file():
+            raise UserError(f"model.mesh: {path} is a folder without mesh/mesh.ply; extract it: python run.py --mesh --resume {path}")
+        path = path / "mesh/mesh.ply"
+    try:
+        mesh = load_mesh(path)
+    except UserError as error:
+        raise UserError(f"model.mesh: {error}") from None
+    return torch.tensor(mesh.vertices, dtype=torch.float64), torch.tensor(mesh.faces, dtype=torch.int64)
+
+
+class MaterialSystem(RaySystem):
+    """Rays stop at the mesh; what they see there is shaded with the material and the light as they are so far."""
+
+    def __init__(self, model: MaterialModel, cfg: Config, device: torch.device):
+        super().__init__(model, cfg, device)
+        self.options = cfg.model.material
+        self.binary, self.smooth = ramp(self.options.binary), ramp(self.options.smooth)
+        self.colour_weights = {name: self.weights[name] for name in COLOUR_TERMS}
+
+    def own_groups(self) -> list[dict]:
+        if self.options.light != "texture":
+            return []
+        return [{"name": "light", "params": list(self.model.outer.parameters()), "lr": self.options.lr_light, "weight_decay": 0.0}]
+
+    def prepare(self, scene: Scene) -> None:
+        """Put the mesh into the scene, and note what the photographs show of each of its vertices."""
+        self.model.place(scene.to_world)
+        if not self.model.looked:
+            self._check(scene)
+            self.model.seen.copy_(vertex_radiance(self.model, scene, self.cfg.dataset.apply_mask))
+            self.model.looked.fill_(True)
+
+    def _check(self, scene: Scene) -> None:
+        reach = self.model.local.norm(dim=1)
+        if float(reach.median()) > 2 * self.cfg.model.radius:
+            raise UserError(
+                f"model.mesh: the mesh lies {float(reach.median()):.3g} radii from the scene's middle; is it of this scene, in world units?"
+            )
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: RayBatch, progress: float) -> dict[str, Tensor]:
+        """Weighted, named scalars of one step, over the rays that meet the mesh inside the mask."""
+        model, o = self.model, self.options
+        rays, truth = batch.rays, batch.rgb
+        if self.cfg.dataset.apply_mask and batch.mask is not None:
+            inside = torch.nonzero(batch.mask > INSIDE)[:, 0]
+            rays, truth = rays[inside], truth[inside]
+        _, surface = model.meet(rays.origins, rays.dirs)
+        truth, n = truth[surface.ray], len(surface.ray)
+        shift, noise = torch.rand(n, 4, device=self.device), torch.randn(n, 3, device=self.device)
+        if n == 0:
+            self.stats = {"psnr": 0.0, "rays": len(batch.rays), "samples": 1, "points": 0}
+            return {"none": sum(p.sum() for p in model.parameters()) * 0}
+        material = model.material_at(surface.points, progress)
+        shaded = model.shade(surface, material, o.n_diffuse, o.n_specular, shift, rays.origins[surface.ray])
+        rgb = to_srgb(shaded.colour)
+        rgb = torch.where(truth >= 0.996, rgb.clamp(max=1), rgb)  # an overexposed pixel says "at least"
+        terms = {name: w * COLOUR_TERMS[name](rgb, truth) for name, w in self._colour_weights(progress).items()}
+        if weight := self.smooth(progress):
+            size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
+            near = model.material_at(surface.points + size * noise, progress)
+            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge)
+        if weight := self.binary(progress):
+            terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
+        if o.neutral:
+            grey = shaded.diffuse_light.mean(-1, keepdim=True)
+            terms["neutral"] = o.neutral * (shaded.diffuse_light - grey).abs().mean()
+        if o.light_smooth and o.light == "texture":
+            terms["light_smooth"] = o.light_smooth * model.outer.roughness()
+        with torch.no_grad():
+            mse = ((rgb - truth) ** 2).mean().clamp(min=1e-10)
+            self.stats = {
+                "psnr": float(-10 * torch.log10(mse)),
+                "rays": len(batch.rays),
+                "samples": n * (o.n_diffuse + o.n_specular),
+                "points": n,
+                "roughness": float(material.roughness.mean()),
+                "metallic": float(material.metallic.mean()),
+                "occluded": float(shaded.occluded),
+            }
+        return terms
+
+    def _colour_weights(self, progress: float) -> dict[str, float]:
+        return {name: w for name, schedule in self.colour_weights.items() if (w := schedule(progress))}
+
+    def slow_stats(self, progress: float) -> dict[str, float]:
+        return {}
+
+    # ------------------------------------------------------------------ pictures
+
+    def view(self, rays: Rays, background: Tensor, progress: float, everywhere: bool) -> Render:
+        model, o = self.model, self.options
+        hits, surface = model.meet(rays.origins, rays.dirs)
+        generator = torch.Generator().manual_seed(0)
+        shift = torch.rand(len(surface.ray), 4, generator=generator).to(self.device)
+        material = model.material_at(surface.points, progress)
+        shaded = model.shade(surface, material, o.n_diffuse_test, o.n_specular_test, shift, rays.origins[surface.ray])
+        rgb = background.expand(len(rays), 3).clone()
+        rgb[surface.ray] = to_srgb(shaded.colour).clamp(0, 1)
+        normal = torch.zeros_like(rgb)
+        normal[surface.ray] = surface.normal
+        return Render(rgb, hits.found.float(), torch.where(hits.found, hits.t, 0.0), normal)
+
+    def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
+        return export_material(self.model, self.cfg, run, scene)
+
+
+def change(a: Tensor, b: Tensor, edge: float) -> Tensor:
+    """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
+
+    The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
+    """
+    square = (a - b) ** 2
+    square = torch.cat([square[:, :3].sum(1, keepdim=True), square[:, 3:]], 1)
+    return (square / (square + edge**2)).mean()
+
+
+@torch.no_grad()
+def vertex_radiance(model: MaterialModel, scene: Scene, apply_mask: bool, most: int = 4_000_000) -> Tensor:
+    """Mean linear light [V, 3] that leaves each vertex towards the training views that see it; grey where none does.
+
+    A stand-in for the light that the object throws on itself: known without shading it. most: pairs of vertex and view looked at.
+    """
+    x, device = model.local, model.local.device
+    total, weight = torch.zeros_like(x), torch.zeros(len(x), 1, device=device)
+    every = max(1, -(-len(scene.train) * len(x) // most))
+    h, w = scene.cameras.height, scene.cameras.width
+    for i in scene.train[::every]:
+        c2w, K = scene.cameras.c2w[i].to(x), scene.cameras.K[i].to(x)
+        away = x - c2w[:, 3]
+        pixel = away @ c2w[:, :3] @ K.T
+        uv = (pixel[:, :2] / pixel[:, 2:].clamp(min=1e-6)).round().long()
+        facing = -(F.normalize(away, dim=-1) * model.normals).sum(-1)
+        at = torch.nonzero((pixel[:, 2] > 1e-6) & (uv >= 0).all(1) & (uv[:, 0] < w) & (uv[:, 1] < h) & (facing > 0.1))[:, 0]
+        flat = uv[at, 1] * w + uv[at, 0]
+        if apply_mask and scene.masks is not None:
+            inside = scene.masks[i].reshape(-1).to(device)[flat] > 255 * INSIDE
+            at, flat = at[inside], flat[inside]
+        starts = x[at] + 1e-3 * model.normals[at]
+        seen = ~model.tracer(starts, F.normalize(c2w[:, 3] - starts, dim=-1)).found
+        at, flat = at[seen], flat[seen]
+        colour = to_linear(scene.images[i].reshape(-1, 3).to(device)[flat].float() / 255)
+        total.index_add_(0, at, colour * facing[at, None])
+        weight.index_add_(0, at, facing[at, None])
+    mean = total.sum(0) / weight.sum().clamp(min=1e-6) if float(weight.sum()) > 0 else torch.full((3,), 0.5, device=device)
+    return torch.where(weight > 1e-6, total / weight.clamp(min=1e-6), mean)

@@ -1,0 +1,139 @@
+"""A recovered material as files: glTF for Blender and browsers, maps, arrays for each vertex, the light."""
+
+import io
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import trimesh
+from PIL import Image
+from torch import Tensor
+
+from confs.schema import Config
+from models.environment import map_directions
+from models.material import MaterialModel, to_srgb
+from systems.export import picture
+from utils.atlas import Atlas, spread, texels, unwrap
+from utils.checkpoint import write_atomic
+from utils.hdr import write_hdr
+from utils.image import write_png
+from utils.log import RunFolder
+from utils.mesh import save_mesh
+from utils.rays import Scene
+
+log = logging.getLogger("neus")
+LIGHT_ROWS = 256
+Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float64)  # the world's z axis to glTF's y axis; Blender turns it back
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The material laid out flat; T texels along a side, the first row at the top."""
+
+    atlas: Atlas
+    albedo: np.ndarray  # [T, T, 3] linear
+    roughness: np.ndarray  # [T, T] perceptual
+    metallic: np.ndarray  # [T, T]
+
+
+@torch.no_grad()
+def values_at(model: MaterialModel, points: Tensor) -> np.ndarray:
+    """[P, 5] albedo (linear), roughness (perceptual), metallic at points of the unit sphere's frame."""
+    parts = [model.material_at(part).stack().float().cpu() for part in points.split(65536)]
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 5), np.float32)
+
+
+def bake(model: MaterialModel, size: int) -> Maps:
+    """Unwrap the mesh and ask the material field at every texel."""
+    vertices, faces = model.local.cpu().numpy(), model.faces.cpu().numpy()
+    atlas = unwrap(vertices, faces, size)
+    index, face, weights = texels(atlas)
+    points = (vertices[atlas.vertex[atlas.faces[face]]] * weights[..., None]).sum(1)
+    values = values_at(model, torch.as_tensor(points, dtype=torch.float32, device=model.local.device))
+    image = spread(values, index, atlas.size)
+    return Maps(atlas, image[..., :3], image[..., 3], image[..., 4])
+
+
+def world_normals(model: MaterialModel) -> np.ndarray:
+    """Vertex normals [V, 3] in the world."""
+    turn = model.to_world[:3, :3].cpu().double()
+    turn = turn / torch.linalg.det(turn).abs() ** (1 / 3)
+    return (model.normals.cpu().double() @ turn.T).numpy()
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def encoded(linear: np.ndarray) -> np.ndarray:
+    """sRGB of a linear array."""
+    return to_srgb(torch.from_numpy(np.ascontiguousarray(linear))).numpy()
+
+
+def gltf(model: MaterialModel, maps: Maps) -> bytes:
+    """A binary glTF 2.0 file with a metallic-roughness material; y up, units of the world."""
+    rough = np.stack([np.zeros_like(maps.roughness), maps.roughness, maps.metallic], -1)  # glTF: green roughness, blue metallic
+    material = trimesh.visual.material.PBRMaterial(
+        name="recovered",
+        baseColorFactor=[255, 255, 255, 255],
+        baseColorTexture=Image.fromarray(_bytes(encoded(maps.albedo))),
+        metallicRoughnessTexture=Image.fromarray(_bytes(rough)),
+        metallicFactor=1.0,
+        roughnessFactor=1.0,
+    )
+    vertex = maps.atlas.vertex
+    mesh = trimesh.Trimesh(
+        model.vertices.cpu().numpy()[vertex] @ Y_UP.T,
+        maps.atlas.faces,
+        vertex_normals=world_normals(model)[vertex] @ Y_UP.T,
+        visual=trimesh.visual.TextureVisuals(uv=maps.atlas.uv, material=material),
+        process=False,
+    )
+    return trimesh.Scene({"object": mesh}).export(file_type="glb", include_normals=True)
+
+
+@torch.no_grad()
+def light_image(model: MaterialModel, rows: int = LIGHT_ROWS) -> np.ndarray:
+    """The recovered light [rows, 2 rows, 3], linear, as a map in the world's axes."""
+    turn = model.to_world[:3, :3].float()
+    turn = turn / torch.linalg.det(turn.cpu()).abs().to(turn) ** (1 / 3)
+    dirs = map_directions(rows).reshape(-1, 3).to(turn) @ turn  # world -> unit sphere's frame
+    return model.outer(torch.zeros_like(dirs), dirs).float().view(rows, 2 * rows, 3).cpu().numpy()
+
+
+def _array(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(values, np.float32))
+    return buffer.getvalue()
+
+
+def export_material(model: MaterialModel, cfg: Config, run: RunFolder, scene: Scene | None = None) -> trimesh.Trimesh:
+    """Everything under material/, and mesh/mesh.ply and .obj coloured by the albedo; returns that mesh.
+
+    The .npy hold a row for each vertex: albedo linear, roughness perceptual. Those under material/nero/ are sRGB-encoded, all
+    three, as NeRO's scripts read them.
+    """
+    values = values_at(model, model.local)
+    for name, part in (("albedo", values[:, :3]), ("roughness", values[:, 3:4]), ("metallic", values[:, 4:])):
+        write_atomic(run / f"material/{name}.npy", _array(part))
+        write_atomic(run / f"material/nero/{name}.npy", _array(encoded(part)))
+    maps = bake(model, cfg.relight.texture)
+    write_png(run / "material/albedo.png", _bytes(encoded(maps.albedo)))
+    write_png(run / "material/roughness.png", _bytes(maps.roughness))
+    write_png(run / "material/metallic.png", _bytes(maps.metallic))
+    write_atomic(run / "material/mesh.glb", gltf(model, maps))
+    light = light_image(model)
+    write_hdr(run / "material/light.hdr", light)
+    write_png(run / "material/light.png", np.clip(encoded(light), 0, 1))
+    colours = np.concatenate([_bytes(encoded(values[:, :3])), np.full((len(values), 1), 255, np.uint8)], 1)
+    mesh = trimesh.Trimesh(model.vertices.cpu().numpy(), model.faces.cpu().numpy(), vertex_colors=colours, process=False)
+    for path in (run / "mesh/mesh.ply", run / "mesh/mesh.obj"):
+        save_mesh(mesh, path)
+    if scene is not None:
+        write_png(run / "mesh/mesh.png", picture(mesh, scene))
+    log.info(
+        "material: %d vertices, maps of %d texels, roughness %.2f, metallic %.2f in the mean -> %s",
+        *(len(mesh.vertices), maps.atlas.size, values[:, 3].mean(), values[:, 4].mean(), run / "material/mesh.glb"),
+    )
+    return mesh
