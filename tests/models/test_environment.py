@@ -63,5 +63,5 @@ def test_the_photographer_is_met_only_towards_the_camera():
     camera = torch.tensor([[3.0, 0, 0]])
     toward, away = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0]])
     point, spread = torch.zeros(1, 3), torch.full((1,), 0.1)
-    assert float(human(point, toward, camera, spread)[1]) > 0
+    assert float(human(point, toward, camera, spread)[1].detach()) > 0
     assert float(human(point, away, camera, spread)[1]) == 0
