@@ -217,13 +217,13 @@ class BackdropConfig:
     top: int = 512
     hidden: int = 32
     feature: int = 15
-    n_proposal: int = 32  # places a ray at which the proposal density is asked
-    n_samples: int = 16  # samples a ray
+    n_proposal: int = 24  # places a ray at which the proposal density is asked
+    n_samples: int = 10  # samples a ray
     far: float = 1000.0  # the horizon, in radii
     levels: Any = field(
-        default_factory=lambda: [2, 8, 0.2, 0.6]
+        default_factory=lambda: [2, 8, 0.1, 0.4]
     )  # schedule: open levels; few of them cannot imitate the object in each view
-    see_dirs: bool = True  # its colour depends on the view; false leaves it less room to imitate the object in each view
+    see_dirs: bool = False  # its colour depends on the view, which leaves it more room to imitate the object in each
 
     def __post_init__(self) -> None:
         schedules("model.backdrop", self, "levels")

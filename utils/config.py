@@ -47,7 +47,11 @@ PRESETS = {
 # what makes a recipe with masks one without: `confs/dtu.yaml` over `confs/dtu-wmask.yaml`
 MASK_FREE = {
     "dataset": {"apply_mask": False},
-    "model": {"background": "learned", "variance": {"init": 0.2}, "occupancy": {"threshold": 0.005, "resolution": 96}},
+    "model": {
+        "background": "learned",
+        "variance": {"init": 0.2, "max_inv_s": [12, 20000, 0.05, 0.35]},
+        "occupancy": {"threshold": 0.005, "resolution": 96},
+    },
     "loss": {"mask": 0},
 }
 
