@@ -21,17 +21,6 @@ LEAST_ROUGHNESS = 0.04
 DIELECTRIC = 0.04  # reflectance of non-metals at normal incidence
 
 
-def to_srgb(linear: Tensor) -> Tensor:
-    """Linear light to sRGB (IEC 61966-2-1); goes on beyond 1."""
-    low = linear.clamp(min=0)
-    return torch.where(low <= 0.0031308, 12.92 * low, 1.055 * low.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
-
-
-def to_linear(srgb: Tensor) -> Tensor:
-    """sRGB to linear light; undoes `to_srgb`."""
-    return torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-
-
 @dataclass(frozen=True)
 class Material:
     """What P points are made of, each value in (0, 1)."""

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from models.environment import EnvironmentMap
 from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
-from models.material import MaterialModel, Surface, reflect, to_srgb
+from models.material import MaterialModel, Surface, reflect
 from process_data.rays import make_rays
+from utils.colour import linear_to_srgb
 from utils.rays import Cameras
 
 BRIGHTEST_BOUNCE = 10.0  # radiance of a second bounce is held below this, as Cycles does: against fireflies
@@ -85,5 +86,5 @@ def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: in
             miss = torch.nonzero(~hits.found)[:, 0]
             colour[miss] += light.radiance(rays.dirs[miss])
             alpha[miss] += 1
-    straight = to_srgb(colour / alpha.clamp(min=1)).clamp(0, 1)
+    straight = linear_to_srgb(colour / alpha.clamp(min=1)).clamp(0, 1)
     return torch.cat([straight, alpha / RAYS], -1).view(h, w, 4).cpu()

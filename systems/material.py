@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from confs.schema import Config
-from models.material import MaterialModel, to_linear, to_srgb
+from models.material import MaterialModel
 from systems import losses
 from systems.base import RaySystem
 from systems.material_export import export_material
+from utils.colour import linear_to_srgb, srgb_to_linear
 from utils.errors import UserError
 from utils.log import RunFolder
 from utils.mesh import load_mesh
@@ -91,7 +92,7 @@ class MaterialSystem(RaySystem):
             return {"none": sum(p.sum() for p in model.parameters()) * 0}
         material = model.material_at(surface.points, progress)
         shaded = model.shade(surface, material, o.n_diffuse, o.n_specular, shift, rays.origins[surface.ray])
-        rgb = to_srgb(shaded.colour)
+        rgb = linear_to_srgb(shaded.colour)
         rgb = torch.where(truth >= 0.996, rgb.clamp(max=1), rgb)  # an overexposed pixel says "at least"
         terms = {name: w * COLOUR_TERMS[name](rgb, truth) for name, w in self._colour_weights(progress).items()}
         if weight := self.smooth(progress):
@@ -134,7 +135,7 @@ class MaterialSystem(RaySystem):
         material = model.material_at(surface.points, progress)
         shaded = model.shade(surface, material, o.n_diffuse_test, o.n_specular_test, shift, rays.origins[surface.ray])
         rgb = background.expand(len(rays), 3).clone()
-        rgb[surface.ray] = to_srgb(shaded.colour).clamp(0, 1)
+        rgb[surface.ray] = linear_to_srgb(shaded.colour).clamp(0, 1)
         normal = torch.zeros_like(rgb)
         normal[surface.ray] = surface.normal
         return Render(rgb, hits.found.float(), torch.where(hits.found, hits.t, 0.0), normal)
@@ -177,7 +178,7 @@ def vertex_radiance(model: MaterialModel, scene: Scene, apply_mask: bool, most: 
         starts = x[at] + 1e-3 * model.normals[at]
         seen = ~model.tracer(starts, F.normalize(c2w[:, 3] - starts, dim=-1)).found
         at, flat = at[seen], flat[seen]
-        colour = to_linear(scene.images[i].reshape(-1, 3).to(device)[flat].float() / 255)
+        colour = srgb_to_linear(scene.images[i].reshape(-1, 3).to(device)[flat].float() / 255)
         total.index_add_(0, at, colour * facing[at, None])
         weight.index_add_(0, at, facing[at, None])
     mean = total.sum(0) / weight.sum().clamp(min=1e-6) if float(weight.sum()) > 0 else torch.full((3,), 0.5, device=device)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from confs.schema import Config
 from models.environment import map_directions
-from models.material import MaterialModel, to_srgb
+from models.material import MaterialModel
 from systems.export import picture
 from utils.atlas import Atlas, spread, texels, unwrap
 from utils.checkpoint import write_atomic
+from utils.colour import linear_to_srgb
 from utils.hdr import write_hdr
 from utils.image import write_png
 from utils.log import RunFolder
@@ -68,7 +69,7 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 def encoded(linear: np.ndarray) -> np.ndarray:
     """sRGB of a linear array."""
-    return to_srgb(torch.from_numpy(np.ascontiguousarray(linear))).numpy()
+    return linear_to_srgb(torch.from_numpy(np.ascontiguousarray(linear))).numpy()
 
 
 def gltf(model: MaterialModel, maps: Maps) -> bytes:

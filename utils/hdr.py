@@ -1,6 +1,5 @@
 """Light maps in and out: Radiance .hdr and OpenEXR .exr, linear float32 [H, W, 3] in RGB order."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.image import write_whole
 
 MAGIC = {".hdr": (b"#?RADIANCE", b"#?RGBE"), ".exr": (b"v/1\x01",)}
 
@@ -87,12 +87,5 @@ def read_light(path: str | Path) -> np.ndarray:
 
 def write_hdr(path: str | Path, image: np.ndarray) -> None:
     """Radiance .hdr of linear [H, W, 3]; makes the folder. Raises UserError."""
-    path = Path(path)
     _, data = cv2.imencode(".hdr", np.ascontiguousarray(image[..., ::-1], np.float32))
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data.tobytes())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose a folder that can be written to") from None
+    write_whole(path, data.tobytes())

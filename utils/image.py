@@ -143,11 +143,16 @@ def write_png(path: str | Path, image: Image) -> None:
     array = to_uint8(image)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
     _, data = cv2.imencode(".png", np.ascontiguousarray(array[..., order]))
+    write_whole(path, data.tobytes())
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a picture's bytes under its name all at once; makes the folder. Raises UserError."""
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data.tobytes())
+        part.write_bytes(data)
         part.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose a folder that can be written to") from None

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.material import to_linear, to_srgb
 from process_data.poses import move, read_poses
 from process_data.rays import view_rays
 from systems.build import restore_system
 from utils import checkpoint
+from utils.colour import linear_to_srgb, srgb_to_linear
 from utils.config import load_config
 from utils.errors import UserError
 from utils.image import read_raster, sheet, write_png
@@ -95,7 +95,7 @@ def judge(found: list[dict], scene: Path, relit: Path | None, picture: Path | No
         errors, plain = [], []
         for view, mask in zip(found, masks):
             theirs, mine = truth_image(scene / "relight", view["name"])[0][mask], truth_image(relit, view["name"])[0][mask]
-            scaled = to_srgb(to_linear(mine) * torch.tensor(scale).float()).clamp(0, 1)
+            scaled = linear_to_srgb(srgb_to_linear(mine) * torch.tensor(scale).float()).clamp(0, 1)
             errors.append((scaled - theirs).numpy())
             plain.append((mine - theirs).numpy())
         result |= {"relight_psnr": psnr(np.concatenate(errors)), "relight_psnr_unscaled": psnr(np.concatenate(plain))}
