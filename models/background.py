@@ -1,7 +1,7 @@
 """The world behind the object: a second field over contracted space, from the far side of the sphere to the horizon.
 
-Its density is per unit of contracted length. Sampled evenly in 1/t by a small proposal density (`models/proposal.py`). The last interval is opaque, so the colour is a
-convex mixture of colours in (0, 1): it can become neither negative nor NaN.
+Its density is per unit of contracted length. Sampled evenly in 1/t by a small proposal density (`models/proposal.py`). The
+last interval is opaque, so the colour is a convex mixture of colours in (0, 1): it can become neither negative nor NaN.
 """
 
 from dataclasses import dataclass

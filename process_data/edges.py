@@ -1,7 +1,7 @@
 """Colours at the edge of a mask: a photograph's pixels there mix the object with what lies behind it.
 
 Composited by a mask that knows only yes and no, such a pixel asks the object to be darker or half transparent just inside
-its outline and of nothing outside, and the surface shrinks by a tenth to a quarter of a pixel. Training takes the colour of
+its outline and of nothing outside, and the surface shrinks by a twentieth to a tenth of a pixel. Training takes the colour of
 the object's nearest pixels instead; the photographs that views are compared with stay as they are.
 """
 
