@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from models.environment import HumanLight
 from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
-from models.network import mlp
-from models.neus import open_levels
+from models.network import mlp, open_levels
 from models.raytrace import Hits, MeshTracer, interpolate, vertex_normals
 
 LEAST_ROUGHNESS = 0.04

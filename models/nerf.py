@@ -11,8 +11,8 @@ from models.background import Background
 from models.estimators import OccupancyGrid, dilate
 from models.field import DensityNetwork
 from models.importance import pack_dense
-from models.network import scale_gradient
-from models.neus import EARLY_STOP, open_levels
+from models.network import open_levels, scale_gradient
+from models.neus import EARLY_STOP
 from models.proposal import PropNetEstimator, Proposed
 from models.radiance import RadianceNetwork
 from models.traced import Traced

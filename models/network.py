@@ -1,10 +1,12 @@
-"""Multilayer perceptrons, the smooth activations an SDF needs, the exponential a density needs."""
+"""Multilayer perceptrons, the smooth activations an SDF needs, the exponential a density needs, levels that open."""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from utils.schedule import Ramp
 
 BETA = 100.0  # sharpness of the softplus: a rounding of a relu 1/100 wide
 EXP_MAX = 30.0  # exponent above which a density grows no further
@@ -81,3 +83,9 @@ def scale_gradient(t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     Floaters No More, 2023).
     """
     return _ScaleGradient.apply((t * t).clamp(max=1), *values)
+
+
+def open_levels(encoding: nn.Module, levels: Ramp, progress: float) -> float:
+    """How many levels of an encoding are open: a whole number unless they open gradually."""
+    opened = max(1.0, min(encoding.n_levels, levels(progress) + 1e-6))
+    return opened if encoding.fractional else int(opened)

@@ -10,7 +10,7 @@ from models.background import Background
 from models.density import Variance, neus_alpha
 from models.estimators import OccupancyGrid
 from models.importance import HierarchicalSampler
-from models.network import scale_gradient
+from models.network import open_levels, scale_gradient
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
@@ -21,12 +21,6 @@ from utils.schedule import Ramp
 
 WIDE = 2.0  # intervals times inv_s from which on they are long beside the surface's width
 EARLY_STOP = 1e-4  # transmittance below which nothing behind is looked at
-
-
-def open_levels(encoding: nn.Module, levels: Ramp, progress: float) -> float:
-    """How many levels of an encoding are open: a whole number unless they open gradually."""
-    opened = max(1.0, min(encoding.n_levels, levels(progress) + 1e-6))
-    return opened if encoding.fractional else int(opened)
 
 
 class NeuS(nn.Module):
@@ -42,14 +36,8 @@ class NeuS(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
-        self.radius, self.steps, self.min_step, self.test_step, self.levels, self.cos_anneal_end = (
-            radius,
-            steps,
-            steps(0),
-            test_step,
-            levels,
-            cos_anneal_end,
-        )
+        self.radius, self.levels, self.cos_anneal_end = radius, levels, cos_anneal_end
+        self.steps, self.min_step, self.test_step = steps, steps(0), test_step
         self.composite_backend, self.backdrop, self.gradient_scaling, self.refine = composite_backend, backdrop, gradient_scaling, refine
 
     def open_levels(self, progress: float) -> float:
@@ -60,8 +48,8 @@ class NeuS(nn.Module):
 
     @torch.no_grad()
     def step_length(self, least: float) -> float:
-        """Half the width over which the surface is smeared, between `least` and 3 % of the radius."""
-        return float((0.5 / self.variance()).clamp(least, max(least, 0.03 * self.radius)))
+        """Half the width over which the surface is smeared, between `least` and 5 % of the radius."""
+        return float((0.5 / self.variance()).clamp(least, max(least, 0.05 * self.radius)))
 
     @torch.no_grad()
     def before_step(self, step: int, progress: float) -> None:
