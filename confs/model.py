@@ -218,10 +218,10 @@ class BackdropConfig:
     hidden: int = 32
     feature: int = 15
     n_proposal: int = 24  # places a ray at which the proposal density is asked
-    n_samples: int = 10  # samples a ray
+    n_samples: int = 12  # samples a ray
     far: float = 1000.0  # the horizon, in radii
     levels: Any = field(
-        default_factory=lambda: [2, 8, 0.1, 0.4]
+        default_factory=lambda: [2, 8, 0.0, 0.5]
     )  # schedule: open levels; few of them cannot imitate the object in each view
     see_dirs: bool = False  # its colour depends on the view, which leaves it more room to imitate the object in each
 

@@ -97,6 +97,7 @@ def loss_weights() -> list[str]:
 class OptimConfig:
     lr: float = 0.01  # networks
     lr_grid: float = 0.01  # hash table
+    lr_backdrop: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
@@ -110,6 +111,7 @@ class OptimConfig:
             "optim",
             lr=(self.lr > 0, f"must be positive, got {self.lr}"),
             lr_grid=(self.lr_grid > 0, f"must be positive, got {self.lr_grid}"),
+            lr_backdrop=(self.lr_backdrop > 0, f"must be positive, got {self.lr_backdrop}"),
             lr_variance=(self.lr_variance >= 0, f"must not be negative, got {self.lr_variance}"),
             betas=(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"must be two numbers in [0, 1), got {self.betas}"),
             warmup=(0 <= self.warmup < 1, f"must lie in [0, 1), got {self.warmup}"),

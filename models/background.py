@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from models.field import DensityNetwork, contract
+from models.network import open_levels
 from models.proposal import PropNetEstimator, Proposed, dense_weights
 from models.radiance import RadianceNetwork
 from utils.rays import Rays
 from utils.schedule import Ramp
 
+ANYWHERE = 0.3  # share of the samples that follow no proposal: the horizon explains everything a little and would keep all of them
+BESIDE = (
+    0.8  # rays beside the sphere are looked at from this share of the way past it on: nearer, each camera would paint a wall of its own
+)
 OPAQUE = 0.999  # foreground opacity from which on nobody sees the background
 
 
@@ -29,7 +34,7 @@ class Behind:
 
 
 class Background(nn.Module):
-    """Rays -> colour of what lies behind the sphere (or, for a ray beside it, from `near` on).
+    """Rays -> colour of what lies behind the sphere (or, for a ray beside it, from shortly before it passes).
 
     far: the horizon, in radii. levels: open levels of the field over progress; while they are few it cannot paint in each
     view what belongs into the sphere, where all views must agree.
@@ -41,14 +46,15 @@ class Background(nn.Module):
         super().__init__()
         self.proposal, self.field, self.radiance = proposal, field, radiance
         self.n_proposal, self.n_samples, self.far, self.levels = n_proposal, n_samples, far, levels
-        self.estimator = PropNetEstimator()
+        self.estimator = PropNetEstimator(floor=ANYWHERE)
 
     def forward(self, rays: Rays, opacity: Tensor, progress: float, stratified: bool = False, everywhere: bool = False) -> Behind:
         """Look behind the rays [R] whose foreground opacity [R] leaves something to be seen, or behind all (`everywhere`)."""
         with torch.no_grad():
             seen = torch.nonzero((opacity < OPAQUE) | everywhere)[:, 0]
             some = rays[seen]
-            start = torch.where(some.near < some.far, some.far, some.near).clamp(min=1e-2)
+            beside = BESIDE * -(some.origins * some.dirs).sum(-1)  # of the distance to the point nearest the centre
+            start = torch.where(some.near < some.far, some.far, torch.maximum(beside, some.near)).clamp(min=1e-2)
             end = torch.full_like(start, self.far * self.field.radius)
 
         def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ class Background(nn.Module):
         counts = [self.n_proposal], self.n_samples
         proposed = self.estimator.sampling([sigma], *counts, start, end, "lindisp", stratified, grad, opaque_end=True)
         x = _at(some, (proposed.t_starts + proposed.t_ends) / 2)  # [B, n, 3]
-        density, feature = self.field(x.reshape(-1, 3), int(max(1.0, self.levels(progress) + 1e-6)))
+        density, feature = self.field(x.reshape(-1, 3), open_levels(self.field.grid, self.levels, progress))
         density = density.view(x.shape[:2]) * self.shrink(some, proposed.t_starts, proposed.t_ends)
         weights = dense_weights(density, proposed.t_starts, proposed.t_ends, opaque_end=True)
         dirs = self.radiance.encode_dirs(some.dirs)

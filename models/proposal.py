@@ -92,10 +92,11 @@ class PropNetEstimator:
     """Draws intervals through one or more proposals.
 
     grad_share: share of the rays whose proposals are computed with a gradient; they learn fast and cost as much as the rest.
+    floor: share of the samples that go anywhere (`importance`).
     """
 
-    def __init__(self, grad_share: float = 0.25):
-        self.grad_share = grad_share
+    def __init__(self, grad_share: float = 0.25, floor: float = 0.01):
+        self.grad_share, self.floor = grad_share, floor
 
     def sampling(
         self,
@@ -123,13 +124,13 @@ class PropNetEstimator:
         some = max(1, round(len(near) * self.grad_share))
         for sigma_fn, n in zip(prop_sigma_fns, prop_samples):
             with torch.no_grad():
-                s = importance(s, weights, n, stratified)
+                s = importance(s, weights, n, stratified, self.floor)
                 t = to_distance(s, near, far, sampling_type)
                 weights = weights_of(sigma_fn, t)
             if requires_grad and len(near):
                 levels.append((s[:some], weights_of(sigma_fn, t[:some])))
         with torch.no_grad():
-            s = importance(s, weights, num_samples, stratified)
+            s = importance(s, weights, num_samples, stratified, self.floor)
         return Proposed(s, to_distance(s, near, far, sampling_type), tuple(levels))
 
     @staticmethod

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from confs.schema import Config, loss_weights
 from encoder.hashgrid import HashGrid
+from models.background import Background
 from models.traced import Traced
 from systems.export import export_mesh
 from systems.losses import Evidence, weighted_terms
@@ -20,6 +21,10 @@ from utils.schedule import ramp
 
 log = logging.getLogger("neus")
 COLOURS = {"black": 0.0, "white": 1.0}
+
+
+def hash_tables(module: nn.Module) -> list[Tensor]:
+    return [m.table for m in module.modules() if isinstance(m, HashGrid)]
 
 
 class RaySystem:
@@ -72,12 +77,14 @@ class RaySystem:
     def param_groups(self) -> list[dict]:
         """Groups for AdamW, each with the learning rate it starts from; hash tables are updated lazily."""
         o = self.cfg.optim
-        tables = [m.table for m in self.model.modules() if isinstance(m, HashGrid)]
+        behind = [table for m in self.model.modules() if isinstance(m, Background) for table in hash_tables(m)]
         own = self.own_groups()
-        taken = {id(p) for p in tables} | {id(p) for group in own for p in group["params"]}
-        networks = [p for p in self.model.parameters() if id(p) not in taken]
-        grid = [{"name": "grid", "params": tables, "lr": o.lr_grid, "weight_decay": 0.0, "lazy": True}] if tables else []
-        return [*grid, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own]
+        taken = {id(p) for p in behind} | {id(p) for group in own for p in group["params"]}
+        tables = [p for p in hash_tables(self.model) if id(p) not in taken]
+        networks = [p for p in self.model.parameters() if id(p) not in taken | {id(p) for p in tables}]
+        lazy = [("grid", tables, o.lr_grid), ("backdrop", behind, o.lr_backdrop)]
+        grids = [{"name": name, "params": p, "lr": lr, "weight_decay": 0.0, "lazy": True} for name, p, lr in lazy if p]
+        return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own]
 
     def before_step(self, step: int, progress: float) -> None:
         self.model.before_step(step, progress)

@@ -63,7 +63,7 @@ def build_proposal(cfg: Config, device: torch.device, bounded: bool) -> DensityN
     s = cfg.model.sampling
     spec = _hash_spec(5, 2, s.log2_size, 16, s.top, False, cfg, device)
     grid = get_encoding("hashgrid", spec=spec, backend=choose("hashgrid", cfg.backend.hashgrid, device))
-    return DensityNetwork(grid, cfg.model.radius, 16, 1, 0, bounded)
+    return DensityNetwork(grid, cfg.model.radius, 16, 1, 0, bounded, -1.0 if bounded else 0.0)
 
 
 def build_background(cfg: Config, device: torch.device) -> Background | None:
@@ -73,7 +73,7 @@ def build_background(cfg: Config, device: torch.device) -> Background | None:
     b = cfg.model.backdrop
     spec = _hash_spec(b.n_levels, b.n_features, b.log2_size, b.base, b.top, False, cfg, device)
     grid = get_encoding("hashgrid", spec=spec, backend=choose("hashgrid", cfg.backend.hashgrid, device))
-    field = DensityNetwork(grid, cfg.model.radius, b.hidden, 1, b.feature, bounded=False, bias=-2.0)
+    field = DensityNetwork(grid, cfg.model.radius, b.hidden, 1, b.feature, bounded=False, bias=0.0)
     radiance = RadianceNetwork(b.feature, b.hidden, 2, build_dirs(cfg) if b.see_dirs else None, see_normal=False)
     return Background(build_proposal(cfg, device, bounded=False), field, radiance, b.n_proposal, b.n_samples, b.far, ramp(b.levels))
 

@@ -52,7 +52,7 @@ MASK_FREE = {
         "variance": {"init": 0.2, "max_inv_s": [12, 20000, 0.05, 0.35]},
         "occupancy": {"threshold": 0.005, "resolution": 96},
     },
-    "loss": {"mask": 0},
+    "loss": {"mask": 0, "distortion_bg": 0.01},
 }
 
 

@@ -111,7 +111,9 @@ def test_the_background_begins_behind_the_sphere_and_is_seen_where_something_is_
     assert torch.allclose(out.proposed.t[:, 0], torch.tensor(4.0)) and torch.allclose(out.proposed.t[:, -1], torch.tensor(1000.0))
     assert len(net(r, opacity, 1.0, everywhere=True).seen) == 20
     missed = Rays(r.origins, r.dirs, torch.ones(20), torch.zeros(20))
-    assert torch.allclose(net(missed, opacity, 1.0).proposed.t[:, 0], torch.tensor(1.0))
+    assert torch.allclose(net(missed, opacity, 1.0).proposed.t[:, 0], torch.tensor(0.8 * 3))
+    away = Rays(r.origins, -r.dirs, torch.ones(20), torch.zeros(20))
+    assert torch.allclose(net(away, opacity, 1.0).proposed.t[:, 0], torch.tensor(1.0))
 
 
 def test_background_colours_are_colours_and_every_part_learns():
@@ -151,3 +153,12 @@ def test_density_of_the_background_counts_by_contracted_length():
         for p in net.parameters():
             p.zero_()
     assert (net(r, torch.zeros(20), 1.0).weights[:, -1] > 0.5).all()  # at the start the horizon is seen
+
+
+def test_most_samples_follow_the_proposal_and_some_go_anywhere():
+    """Where all weight lies on the horizon, nearer space is still looked at, or nothing could ever form there."""
+    near, far = torch.full((3,), 2.0), torch.full((3,), 1e3)
+    found = background().estimator.sampling([lambda a, b: torch.zeros_like(a)], [24], 20, near, far, opaque_end=True)
+    last = 1 / (1 / 2 - 23 / 24 * (1 / 2 - 1e-3))
+    nearer = (found.t_starts < 0.99 * last).float().mean(1)
+    assert ((nearer > 0.2) & (nearer < 0.4)).all()

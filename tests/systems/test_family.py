@@ -229,6 +229,15 @@ def test_the_mask_free_recipe_is_the_file(tiny_scene):
     assert without_masks(masked) == free
 
 
+def test_every_parameter_is_in_one_group_and_the_background_learns_at_its_own_rate(tiny_scene, tmp_path):
+    system = trainer(tiny("dtu", tiny_scene, tmp_path, "optim.lr_backdrop=0.07"), tmp_path / "run").system
+    groups = {g["name"]: g for g in system.param_groups()}
+    assert sorted(id(p) for g in groups.values() for p in g["params"]) == sorted(map(id, system.model.parameters()))
+    behind = {id(system.model.backdrop.field.grid.table), id(system.model.backdrop.proposal.grid.table)}
+    assert {id(p) for p in groups["backdrop"]["params"]} == behind and groups["backdrop"]["lr"] == 0.07
+    assert groups["backdrop"]["lazy"] and groups["grid"]["lr"] == 0.01
+
+
 def test_a_scene_without_masks_is_trained_without_and_the_log_says_so(tmp_path, caplog):
     from tests.scenes import write_tiny_scene
 
