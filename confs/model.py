@@ -221,7 +221,7 @@ class BackdropConfig:
     n_samples: int = 12  # samples a ray
     far: float = 1000.0  # the horizon, in radii
     levels: Any = field(
-        default_factory=lambda: [2, 8, 0.0, 0.5]
+        default_factory=lambda: [4, 8, 0.0, 0.3]
     )  # schedule: open levels; few of them cannot imitate the object in each view
     see_dirs: bool = False  # its colour depends on the view, which leaves it more room to imitate the object in each
 
