@@ -17,9 +17,7 @@ from utils.rays import Rays
 from utils.schedule import Ramp
 
 ANYWHERE = 0.3  # share of the samples that follow no proposal: the horizon explains everything a little and would keep all of them
-BESIDE = (
-    0.8  # rays beside the sphere are looked at from this share of the way past it on: nearer, each camera would paint a wall of its own
-)
+BESIDE = 0.8  # share of the way past the sphere from which on rays beside it look: nearer, each camera would paint a wall
 OPAQUE = 0.999  # foreground opacity from which on nobody sees the background
 
 
