@@ -24,6 +24,7 @@ COLOURS = {"black": 0.0, "white": 1.0}
 
 
 def hash_tables(module: nn.Module) -> list[Tensor]:
+    """The tables [N, F] of every hash grid within."""
     return [m.table for m in module.modules() if isinstance(m, HashGrid)]
 
 
@@ -81,7 +82,8 @@ class RaySystem:
         own = self.own_groups()
         taken = {id(p) for p in behind} | {id(p) for group in own for p in group["params"]}
         tables = [p for p in hash_tables(self.model) if id(p) not in taken]
-        networks = [p for p in self.model.parameters() if id(p) not in taken | {id(p) for p in tables}]
+        taken |= {id(p) for p in tables}
+        networks = [p for p in self.model.parameters() if id(p) not in taken]
         lazy = [("grid", tables, o.lr_grid), ("backdrop", behind, o.lr_backdrop)]
         grids = [{"name": name, "params": p, "lr": lr, "weight_decay": 0.0, "lazy": True} for name, p, lr in lazy if p]
         return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own]
