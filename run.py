@@ -33,7 +33,7 @@ def parser() -> Parser:
     p = Parser(
         prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    p.add_argument("--config", metavar="YAML", help="what to build; may be left out with --resume")
+    p.add_argument("--config", metavar="YAML", help="what to build; by default NeuS, on the layout that dataset.root_dir turns out to have")
     p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
     p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
@@ -77,8 +77,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         args.config = "confs/neus-colmap.yaml"
     if not (args.train or args.test or args.mesh):
         return args
-    if not args.config and not args.resume:
-        raise UserError("--config is missing: for example --config confs/dtu.yaml, or --resume with a checkpoint")
+    if not args.config and not args.resume and not any(word.startswith("dataset.root_dir=") for word in args.overrides):
+        raise UserError("which scene? give dataset.root_dir=FOLDER, --config confs/dtu.yaml (see confs/), or --resume with a checkpoint")
     if not args.train and not args.resume:
         raise UserError("--test and --mesh need --resume with a checkpoint or run folder")
     return args

@@ -19,6 +19,7 @@ class MaterialConfig:
     layers: int = 2  # hidden layers of the feature network
     light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, by place too
     light_height: int = 64  # light=texture: rows of the map, twice as many columns
+    light_init: float = 1.0  # light=texture: radiance before training, everywhere
     light_hidden: int = 128  # light=mlp: width of the light networks (NeRO: 256)
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
     light_max: float = 5.0  # radiance stays below exp(this)
@@ -65,6 +66,7 @@ class MaterialConfig:
                 for name in ("smooth", "binary")
             },
             edge=(self.edge > 0, f"must be positive, got {self.edge}"),
+            light_init=(self.light_init > 0, f"must be positive, got {self.light_init}"),
             lr_light=(self.lr_light > 0, f"must be positive, got {self.lr_light}"),
         )
 

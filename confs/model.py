@@ -91,7 +91,8 @@ class ShadingConfig:
     n_frequencies: int = 8  # octaves of a point for inner light and occlusion
     light_max: float = 20.0  # bound of every light, where white paper under light 1 is white in the photographs
     photographer: bool = False  # real captures: one more light that moves with the camera (dataset.up must be right)
-    min_weight: float = 0.001  # samples of less weight are not shaded
+    deferred: bool = True  # shade a ray once, at the mean of its samples; false: each sample, as published
+    min_weight: float = 0.001  # samples (rays) of less weight (opacity) are not shaded
     occlusion_points: int = 128  # surface points a step whose mirrored ray is marched, for loss.occlusion
     occlusion_samples: list[int] = field(default_factory=lambda: [64, 16])  # of such a ray: even ones, then some where it meets a surface
 

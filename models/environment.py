@@ -4,6 +4,7 @@ A map has Blender's orientation: z up, the middle row the horizon, and the azimu
 edge (see `to_map`). Radiance is linear.
 """
 
+import math
 from math import pi
 
 import torch
@@ -49,10 +50,11 @@ def look_up(image: Tensor, dirs: Tensor) -> Tensor:
 class TextureLight(nn.Module):
     """Distant light as a map of log radiance that is learned. Directions [N, 3] -> radiance [N, 3]."""
 
-    def __init__(self, height: int, largest: float):
+    def __init__(self, height: int, largest: float, start: float = 1.0):
+        """start: radiance before training, everywhere."""
         super().__init__()
         self.largest = largest
-        self.log_radiance = nn.Parameter(torch.zeros(height, 2 * height, 3))
+        self.log_radiance = nn.Parameter(torch.full((height, 2 * height, 3), math.log(start)))
 
     def image(self) -> Tensor:
         """[H, W, 3] radiance."""

@@ -14,7 +14,7 @@ from models.neus import EARLY_STOP, NeuS
 from models.proposal import importance
 from models.shading import Shading
 from models.traced import Traced
-from models.volrend import weights_from_alpha
+from models.volrend import composite, weights_from_alpha
 from utils.colour import linear_to_srgb
 from utils.rays import FieldOutput, Rays, Render, Samples
 
@@ -62,13 +62,18 @@ def met_again(
 
 
 class NeROShape(NeuS):
-    """NeuS whose `radiance` is a `SplitSumShader`. Samples of weight below min_weight are not shaded."""
+    """NeuS whose `radiance` is a `SplitSumShader`.
 
-    min_weight, n_occlusion, n_even, n_near = 1e-3, 128, 64, 16
+    deferred: a ray is shaded once, at the mean of its samples (feature, normal, place); else every sample of at least min_weight is.
+    """
+
+    deferred, min_weight, n_occlusion, n_even, n_near = True, 1e-3, 128, 64, 16
 
     def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
         """sRGB [S, 3]. A sample that is not shaded takes the colour of its ray, so that nothing pulls at its opacity."""
         index = samples.ray_indices
+        if self.deferred:
+            return self.colour_of_rays(rays, samples, points, field, normal, alpha).index_select(0, index)
         with torch.no_grad():
             weights, _ = weights_from_alpha(alpha.detach(), samples.offsets, EARLY_STOP, self.composite_backend)
             seen = torch.nonzero(weights > self.min_weight)[:, 0]
@@ -81,6 +86,20 @@ class NeROShape(NeuS):
             mean = total[:, :3] / total[:, 3:].clamp(min=1e-6)
             rest = mean.index_select(0, index)
         return rest.index_copy(0, seen, shaded)
+
+    def colour_of_rays(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
+        """sRGB [R, 3], black where a ray meets next to nothing. What light does happens at a surface, so there is one to ask for.
+
+        The gradient reaches the opacities by the mean: towards samples whose place, normal and material explain the colour.
+        """
+        values = torch.cat([points, normal, field.feature, torch.ones_like(alpha)[:, None]], 1)
+        sums, _ = composite(alpha, values, samples.offsets, samples.ray_indices, EARLY_STOP, self.composite_backend)
+        seen = torch.nonzero(sums[:, -1].detach() > self.min_weight)[:, 0]
+        mean = sums.index_select(0, seen)
+        mean = mean[:, :-1] / mean[:, -1:]
+        towards = F.normalize(mean[:, 3:6], dim=-1, eps=1e-6)
+        shaded = self.radiance(mean[:, :3], mean[:, 6:], towards, rays.dirs.index_select(0, seen), rays.origins.index_select(0, seen)).colour
+        return torch.zeros_like(rays.dirs).index_copy(0, seen, shaded.to(rays.dirs.dtype))
 
     def surface_points(self, rays: Rays, render: Render, hit: Tensor) -> tuple[Tensor, Tensor]:
         """(points, unit normals) [P, 3] where the rays `hit` [P] (indices) meet the surface as rendered."""

@@ -110,7 +110,7 @@ def build_shader(cfg: Config, n_features: int) -> SplitSumShader:
 def build_nero_shape(cfg: Config, device: torch.device) -> NeROShape:
     """NeuS that shades its colours."""
     model, s = build_neus(cfg, device, NeROShape, build_shader), cfg.model.shading
-    model.min_weight, model.n_occlusion = s.min_weight, s.occlusion_points
+    model.deferred, model.min_weight, model.n_occlusion = s.deferred, s.min_weight, s.occlusion_points
     model.n_even, model.n_near = s.occlusion_samples
     return model
 
@@ -176,7 +176,7 @@ def build_material(cfg: Config, device: torch.device) -> MaterialModel:
     if o.light == "mlp":
         outer = NetworkLight(o.light_hidden, o.light_max, o.light_sphere, m.radius)
         return MaterialModel(field, outer, InnerLight(o.light_hidden, o.light_max), human, find_mesh(m.mesh), levels, o)
-    return MaterialModel(field, TextureLight(o.light_height, o.light_max), None, human, find_mesh(m.mesh), levels, o)
+    return MaterialModel(field, TextureLight(o.light_height, o.light_max, o.light_init), None, human, find_mesh(m.mesh), levels, o)
 
 
 MODELS = {

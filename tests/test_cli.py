@@ -43,6 +43,14 @@ def train_words(scene, out, *more):
     ]
 
 
+def test_the_folder_of_a_scene_is_enough(capsys, tiny_scene, tmp_path):
+    words = [word for word in train_words(tiny_scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false")[2:] if "dataset.name" not in word]
+    code, text = cli(capsys, *words)
+    assert code == 0 and "recognised as dtu by cameras_sphere.npz" in text
+    saved = (tmp_path / "n/t/config.yaml").read_text()
+    assert "name: neus" in saved and "name: dtu" in saved
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_scene, tmp_path_factory):
     """One whole run: train, test, mesh, video."""
@@ -116,7 +124,7 @@ def test_help_has_examples():
         (["--train", "--config", "confs/dtu.yaml", "nonsense"], "no override"),
         (["--train", "--config"], "expected one argument"),
         ([], "nothing to do"),
-        (["--train"], "--config is missing"),
+        (["--train"], "which scene"),
         (["--test", "--config", "confs/dtu.yaml"], "need --resume"),
         (["--test", "--resume", "not/there"], "no such file"),
     ],

@@ -60,7 +60,7 @@ def test_what_is_not_shaded_changes_nothing_that_can_be_seen(tiny_scene, tmp_pat
     """Samples of little weight are left out: colour and gradients stay, whatever the ray's background."""
     t = trained(tiny_scene, tmp_path)
     model, rays = t.system.model, view_rays(t.scene.cameras, 1, 1.0)[slice(200, 500)]
-    results = []
+    model.deferred, results = False, []
     for least in (0.0, 1e-3):
         model.min_weight = least
         model.zero_grad()
@@ -71,6 +71,37 @@ def test_what_is_not_shaded_changes_nothing_that_can_be_seen(tiny_scene, tmp_pat
     assert (rgb - rgb2).abs().max() < 0.01
     for a, b in ((grid, grid2), (light, light2)):
         assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
+
+
+def test_a_ray_is_shaded_once_at_the_mean_of_its_samples(tiny_scene, tmp_path):
+    """The same as sample by sample where one sample holds a ray; elsewhere the mean's colour, which teaches the opacities."""
+    t = trained(tiny_scene, tmp_path)
+    model, rays = t.system.model, view_rays(t.scene.cameras, 1, 1.0)[slice(200, 500)]
+    calls = []
+    model.radiance.register_forward_hook(lambda *a: calls.append(len(a[1][0])))
+
+    def colour(deferred: bool, traced, alpha):
+        model.deferred = deferred
+        s, field = traced.samples, traced.field
+        points = rays.origins[s.ray_indices] + rays.dirs[s.ray_indices] * s.t[:, None]
+        return model.colour(rays, s, points, field, torch.nn.functional.normalize(field.grad, dim=-1), alpha)
+
+    traced = model.render(rays, 1.0, torch.zeros(3))
+    s = traced.samples
+    alone = torch.zeros(len(s))
+    alone[s.offsets[:-1][s.offsets.diff() > 0] + s.offsets.diff()[s.offsets.diff() > 0] // 2] = 0.8
+    held = alone > 0
+    assert torch.allclose(colour(True, traced, alone)[held], colour(False, traced, alone)[held], atol=1e-5)
+    alpha = torch.full((len(s),), 0.3, requires_grad=True)
+    calls.clear()
+    out = colour(True, traced, alpha)
+    assert calls == [int((s.offsets.diff() > 0).sum())]
+    first, last = s.offsets[:-1][s.offsets.diff() > 1], s.offsets[1:][s.offsets.diff() > 1] - 1
+    assert torch.equal(out[first], out[last])
+    out.sum().backward()
+    assert torch.isfinite(alpha.grad).all() and float(alpha.grad.abs().sum()) > 0
+    empty = model.colour(rays, s, torch.zeros(len(s), 3), traced.field, torch.zeros(len(s), 3), torch.zeros(len(s)))
+    assert (empty == 0).all()
 
 
 def test_the_occlusion_term_trains_its_network_and_nothing_else(tiny_scene, tmp_path):
@@ -100,7 +131,7 @@ def test_a_step_before_the_terms_share_of_the_run_does_not_march(tiny_scene, tmp
         ["model.sampler=hierarchical"],
         ["model.sdf.normals=finite"],
         ["dataset.apply_mask=false", "model.background=learned", "loss.mask=0"],
-        ["model.shading.min_weight=0", "model.shading.occlusion_samples=[16,0]"],
+        ["model.shading.deferred=false", "model.shading.min_weight=0", "model.shading.occlusion_samples=[16,0]"],
     ],
 )
 def test_each_option_trains(more, tiny_scene, tmp_path):
