@@ -25,6 +25,7 @@ class MaterialConfig:
     light_max: float = 5.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
     smooth: Any = field(default_factory=lambda: [0.1, 0.3, 0.3, 0.6])  # weight, a schedule: material between a point and a jittered one
+    smooth_roughness: float = 0.1  # how much of that is asked of the roughness: highlights come late, and tell how bright lights are
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
     edge: float = 0.2  # a difference beyond this is an edge and costs little more
@@ -46,7 +47,7 @@ class MaterialConfig:
             **{name: (1 <= getattr(self, name) <= 4096, f"must lie in 1..4096, got {getattr(self, name)}") for name in names},
             **{
                 name: (getattr(self, name) >= 0, f"must not be negative, got {getattr(self, name)}")
-                for name in ("neutral", "light_smooth", "smooth_normals", "offset")
+                for name in ("neutral", "light_smooth", "smooth_normals", "smooth_roughness", "offset")
             },
             **{
                 name: (0 < getattr(self, name) < 1, f"must lie between 0 and 1, got {getattr(self, name)}")

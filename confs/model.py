@@ -213,7 +213,7 @@ class BackdropConfig:
 
     n_levels: int = 8
     n_features: int = 2
-    log2_size: int = 17
+    log2_size: int = 19
     base: int = 16
     top: int = 512
     hidden: int = 32

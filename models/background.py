@@ -18,6 +18,7 @@ from utils.schedule import Ramp
 
 ANYWHERE = 0.3  # share of the samples that follow no proposal: the horizon explains everything a little and would keep all of them
 BESIDE = 0.8  # share of the way past the sphere from which on rays beside it look: nearer, each camera would paint a wall
+FINER = 2  # times as many samples without jitter: training averages over places, a picture does not
 OPAQUE = 0.999  # foreground opacity from which on nobody sees the background
 
 
@@ -60,14 +61,15 @@ class Background(nn.Module):
             return self.proposal.density(x.view(-1, 3)).view(t_starts.shape) * self.shrink(some[slice(0, len(t_starts))], t_starts, t_ends)
 
         grad = stratified and torch.is_grad_enabled()
-        counts = [self.n_proposal], self.n_samples
-        proposed = self.estimator.sampling([sigma], *counts, start, end, "lindisp", stratified, grad, opaque_end=True)
+        finer = 1 if stratified else FINER
+        n_proposal, n_samples = finer * self.n_proposal, finer * self.n_samples
+        proposed = self.estimator.sampling([sigma], [n_proposal], n_samples, start, end, "lindisp", stratified, grad, opaque_end=True)
         x = _at(some, (proposed.t_starts + proposed.t_ends) / 2)  # [B, n, 3]
         density, feature = self.field(x.reshape(-1, 3), open_levels(self.field.grid, self.levels, progress))
         density = density.view(x.shape[:2]) * self.shrink(some, proposed.t_starts, proposed.t_ends)
         weights = dense_weights(density, proposed.t_starts, proposed.t_ends, opaque_end=True)
         dirs = self.radiance.encode_dirs(some.dirs)
-        dirs = dirs[:, None].expand(-1, self.n_samples, -1).reshape(len(feature), dirs.shape[-1])
+        dirs = dirs[:, None].expand(-1, n_samples, -1).reshape(len(feature), dirs.shape[-1])
         colour = self.radiance(feature, None, dirs).view(*x.shape[:2], 3)
         rgb = (weights[..., None] * colour).sum(1)
         return Behind(rgb.new_zeros(len(rays), 3).index_copy(0, seen, rgb), seen, proposed, weights)

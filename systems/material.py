@@ -98,7 +98,7 @@ class MaterialSystem(RaySystem):
         if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
             near = model.material_at(surface.points + size * noise, progress)
-            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge)
+            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge, o.smooth_roughness)
         if weight := self.binary(progress):
             terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
         if o.neutral:
@@ -144,14 +144,16 @@ class MaterialSystem(RaySystem):
         return export_material(self.model, self.cfg, run, scene)
 
 
-def change(a: Tensor, b: Tensor, edge: float) -> Tensor:
+def change(a: Tensor, b: Tensor, edge: float, of_roughness: float = 1.0) -> Tensor:
     """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
+
+    of_roughness: how much that of the roughness counts.
 
     The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
     """
     square = (a - b) ** 2
     square = torch.cat([square[:, :3].sum(1, keepdim=True), square[:, 3:]], 1)
-    return (square / (square + edge**2)).mean()
+    return (square / (square + edge**2) * square.new_tensor([1.0, of_roughness, 1.0])).mean()
 
 
 @torch.no_grad()

@@ -137,6 +137,25 @@ def test_nothing_seen_is_no_error():
     assert torch.isfinite(PropNetEstimator.compute_loss(out.proposed, out.weights))
 
 
+def test_a_picture_looks_at_more_places_than_a_training_step(monkeypatch):
+    """Which brings it nearer to what very many would give."""
+    from models import background as module
+
+    torch.manual_seed(0)
+    net, r = background(), rays(400)
+    with torch.no_grad():
+        net.field.grid.table.mul_(30)
+        assert net(r, torch.zeros(400), 1.0, stratified=True).weights.shape == (400, 8)
+        found = {}
+        for finer in (1, module.FINER, 32):
+            monkeypatch.setattr(module, "FINER", finer)
+            out = net(r, torch.zeros(400), 1.0)
+            assert out.weights.shape == (400, 8 * finer)
+            found[finer] = out.rgb
+    few, more = ((found[k] - found[32]).abs().mean() for k in (1, 2))
+    assert more < 0.8 * few
+
+
 def test_few_levels_of_the_background_are_open_at_first():
     net, r = background(), rays()
     net(r, torch.zeros(20), 0.0).rgb.sum().backward()

@@ -10,6 +10,7 @@ import trimesh
 
 from process_data.load import load_scene
 from systems.build import build_system
+from systems.material import change
 from systems.run import execute, prepare, relit
 from tests.benchmarks.material import judge, psnr
 from tests.material_scenes import TrueField, write_material_scene
@@ -25,6 +26,18 @@ SMALL = [
     "model.material.light_height=16", "model.material.hidden=32", "trainer.n_rays=1024", "trainer.max_rays=1024", "trainer.target_samples=16384",
     "relight.texture=128", "relight.width=24", "relight.height=24", "relight.frames=2", "relight.samples=8", "name=n", "trainer.trial_name=t",
 ]  # fmt: skip
+
+
+def test_change_is_bounded_by_edges_and_weighs_the_roughness():
+    a = torch.full((4, 5), 0.5)
+    assert float(change(a, a, 0.2)) == 0
+    albedo, rough = a.clone(), a.clone()
+    albedo[:, :3] += 0.1
+    rough[:, 3] += 0.2
+    assert torch.allclose(change(a, albedo, 0.2), torch.tensor(0.03 / 0.07 / 3))
+    assert torch.allclose(change(a, rough, 0.2, 0.1), torch.tensor(0.1 * 0.5 / 3)) and float(change(a, rough, 0.2, 0.0)) == 0
+    far = change(a, albedo + 10, 0.2)
+    assert 0.6 < float(far) < 1  # an edge, however high, costs no more
 
 
 @pytest.fixture(scope="module")
