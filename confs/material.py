@@ -24,20 +24,20 @@ class MaterialConfig:
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
     light_max: float = 5.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
-    smooth: Any = field(default_factory=lambda: [0.1, 0.3, 0.3, 0.6])  # weight, a schedule: material between a point and a jittered one
-    smooth_roughness: float = 0.1  # how much of that is asked of the roughness: highlights come late, and tell how bright lights are
+    smooth: Any = field(default_factory=lambda: [0.1, 0.6, 0.1, 0.4])  # weight, a schedule: material between a point and a jittered one
+    smooth_roughness: float = 0.03  # how much of that is asked of the roughness: highlights come late, and tell how bright lights are
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
     edge: float = 0.2  # a difference beyond this is an edge and costs little more
     binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: metallic is 0 or 1, seldom between
     neutral: float = 0.02  # weight: diffuse light is grey
     light_smooth: float = 0.003  # light=texture, weight: difference of log radiance between neighbouring texels
-    metallic_init: float = 0.5  # at the start, everywhere
+    metallic_init: float = 0.2  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
     roughness_init: float = 0.4  # perceptual
     albedo_init: float = 0.5
     smooth_normals: int = 0  # rounds of averaging the mesh's vertex normals with their neighbours: a few for noisy meshes
     offset: float = 1e-5  # secondary rays start this far above the surface, in radii
-    lr_light: float = 0.03  # light=texture: of log radiance
+    lr_light: float = 0.06  # light=texture: of log radiance
 
     def __post_init__(self) -> None:
         schedules("model.material", self, "binary", "smooth")

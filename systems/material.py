@@ -147,12 +147,14 @@ class MaterialSystem(RaySystem):
 def change(a: Tensor, b: Tensor, edge: float, of_roughness: float = 1.0) -> Tensor:
     """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
 
-    of_roughness: how much that of the roughness counts.
+    of_roughness: how much that of the roughness counts. Albedo counts relative to its mean square (that of 0.5 counts as it is):
+    else dark material under bright lights would be the way out, and the reflectance of non-metals, which is not dark, be wrong.
 
     The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
     """
     square = (a - b) ** 2
-    square = torch.cat([square[:, :3].sum(1, keepdim=True), square[:, 3:]], 1)
+    level = (a[:, :3] ** 2 + b[:, :3] ** 2).mean() / (2 * 0.5**2)
+    square = torch.cat([square[:, :3].sum(1, keepdim=True) / level.clamp(min=1e-4), square[:, 3:]], 1)
     return (square / (square + edge**2) * square.new_tensor([1.0, of_roughness, 1.0])).mean()
 
 
