@@ -32,7 +32,9 @@ class MaterialConfig:
     binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: metallic is 0 or 1, seldom between
     neutral: float = 0.02  # weight: diffuse light is grey
     light_smooth: float = 0.003  # light=texture, weight: difference of log radiance between neighbouring texels
-    metallic_init: float = 0.2  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
+    metallic_init: float = (
+        0.2  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
+    )
     roughness_init: float = 0.4  # perceptual
     albedo_init: float = 0.5
     smooth_normals: int = 0  # rounds of averaging the mesh's vertex normals with their neighbours: a few for noisy meshes

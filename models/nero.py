@@ -98,7 +98,9 @@ class NeROShape(NeuS):
         mean = sums.index_select(0, seen)
         mean = mean[:, :-1] / mean[:, -1:]
         towards = F.normalize(mean[:, 3:6], dim=-1, eps=1e-6)
-        shaded = self.radiance(mean[:, :3], mean[:, 6:], towards, rays.dirs.index_select(0, seen), rays.origins.index_select(0, seen)).colour
+        shaded = self.radiance(
+            mean[:, :3], mean[:, 6:], towards, rays.dirs.index_select(0, seen), rays.origins.index_select(0, seen)
+        ).colour
         return torch.zeros_like(rays.dirs).index_copy(0, seen, shaded.to(rays.dirs.dtype))
 
     def surface_points(self, rays: Rays, render: Render, hit: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Photographs are made small as they are read, so that never more than a few lie i
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Capture:
     points: np.ndarray | None = None  # [P, 3] world
     test: tuple[int, ...] | None = None  # views held out by the files' own split; None: every cfg.hold_every-th
     auto_up: str = "given"  # what dataset.up=auto means
+    read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: a picture of it
 
 
 # ---- cameras from files ----
@@ -219,7 +221,7 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
             images[i] = _alpha_over_white(raster) if over_white else as_rgb(raster)
             if not has_files:
                 return (alpha if use_alpha else None), None
-            file = as_mask(read_raster(view.mask))
+            file = capture.read_mask(view.mask) if capture.read_mask else as_mask(read_raster(view.mask))
             if abs(file.shape[1] * sizes[i][1] / (file.shape[0] * sizes[i][0]) - 1) > 0.02:
                 return None, f"{view.mask}: {file.shape[1]}x{file.shape[0]} pixels, expected {sizes[i][0]}x{sizes[i][1]} as its image"
             return developer.pixels(file, view, sizes[i])[..., 0], None

@@ -1,9 +1,11 @@
 """COLMAP: images/ and sparse/0/{cameras,images,points3D}.{bin,txt}, any number of cameras; masks/ optional.
 
 Poses are world-to-camera quaternions (w, x, y, z) with OpenCV axes, pixel centres at +0.5. Points that three photographs see are kept.
+GlossyReal (NeRO, 2023) is this layout with `object_point_cloud.ply`: its box is the region of interest; dataset.up says what is up.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse", ".")
-IMAGE_FOLDERS = ("images", "image", "dense/images", ".")
+IMAGE_FOLDERS = ("images", "image", "dense/images", "images_raw_1024", "images_raw", ".")
+OBJECT = "object_point_cloud.ply"  # GlossyReal (NeRO): points of the object alone, cut out by hand
 MASK_FOLDERS = ("masks", "mask")
 # model -> (kind of lens, one focal length or two, names of k in the order that Lens wants, by their place behind the principal point)
 LENSES = {
@@ -101,6 +104,17 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
     return views
 
 
+def object_points(path: Path) -> np.ndarray:
+    """Points [P, 3] of the object alone. Raises UserError."""
+    from utils.mesh import load_mesh
+
+    points = np.asarray(load_mesh(path, points=True).vertices, np.float64)
+    points = points[np.isfinite(points).all(1)]
+    if len(points) < 10:
+        raise UserError(f"{path}: {len(points)} points, expected those of the whole object; cut it out again, or remove the file")
+    return points
+
+
 def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     """The views and points of the folder `cfg.root_dir`. Raises UserError."""
     root = Path(cfg.root_dir)
@@ -113,10 +127,14 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     masks_complete(views, root, "masks")
     path = _file(folder, "points3D")
     points = good_points(read_points(path)) if path else None
+    if (root / OBJECT).is_file():
+        points = object_points(root / OBJECT)
     log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
     return Capture(root, views, points, auto_up="cameras")
 
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    if (Path(cfg.root_dir) / OBJECT).is_file() and cfg.center == "auto":
+        cfg = replace(cfg, center="bbox")  # what was cut out is the region of interest
     return assemble(colmap_capture(cfg, log), cfg, log)

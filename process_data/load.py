@@ -9,17 +9,19 @@ from confs.schema import DatasetConfig
 from process_data.blender import read_blender
 from process_data.colmap import MODEL_FOLDERS, read_colmap
 from process_data.dtu import read_dtu
+from process_data.glossy import read_glossy
 from process_data.transforms import read_transforms
 from utils.errors import UserError
 from utils.image import SUFFIXES
 from utils.rays import Scene
 
-READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap}
+READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap, "glossy": read_glossy}
 SIGNS = {  # layout -> what gives it away, in the order of preference
     "dtu": ("cameras_sphere.npz", "cameras.npz"),
     "blender": ("transforms_train.json",),
     "transforms": ("transforms.json",),
     "colmap": tuple(f"{folder}/images.{suffix}".removeprefix("./") for suffix in ("bin", "txt") for folder in MODEL_FOLDERS),
+    "glossy": ("0-camera.pkl",),
 }
 LOG = logging.getLogger("neus")
 

@@ -44,7 +44,9 @@ def train_words(scene, out, *more):
 
 
 def test_the_folder_of_a_scene_is_enough(capsys, tiny_scene, tmp_path):
-    words = [word for word in train_words(tiny_scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false")[2:] if "dataset.name" not in word]
+    words = [
+        word for word in train_words(tiny_scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false")[2:] if "dataset.name" not in word
+    ]
     code, text = cli(capsys, *words)
     assert code == 0 and "recognised as dtu by cameras_sphere.npz" in text
     saved = (tmp_path / "n/t/config.yaml").read_text()
