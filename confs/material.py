@@ -25,7 +25,9 @@ class MaterialConfig:
     light_max: float = 5.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
     smooth: Any = field(default_factory=lambda: [0.1, 0.6, 0.1, 0.4])  # weight, a schedule: material between a point and a jittered one
-    smooth_roughness: float = 0.03  # how much of that is asked of the roughness: highlights come late, and tell how bright lights are
+    smooth_roughness: Any = field(
+        default_factory=lambda: [0.03, 1.0, 0.4, 0.7]
+    )  # schedule: how much of that is asked of the roughness; highlights come late, and tell how bright lights are
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
     edge: float = 0.2  # a difference beyond this is an edge and costs little more
@@ -42,14 +44,14 @@ class MaterialConfig:
     lr_light: float = 0.06  # light=texture: of log radiance
 
     def __post_init__(self) -> None:
-        schedules("model.material", self, "binary", "smooth")
+        schedules("model.material", self, "binary", "smooth", "smooth_roughness")
         names = ("n_diffuse", "n_specular", "n_diffuse_test", "n_specular_test")
         check(
             "model.material",
             **{name: (1 <= getattr(self, name) <= 4096, f"must lie in 1..4096, got {getattr(self, name)}") for name in names},
             **{
                 name: (getattr(self, name) >= 0, f"must not be negative, got {getattr(self, name)}")
-                for name in ("neutral", "light_smooth", "smooth_normals", "smooth_roughness", "offset")
+                for name in ("neutral", "light_smooth", "smooth_normals", "offset")
             },
             **{
                 name: (0 < getattr(self, name) < 1, f"must lie between 0 and 1, got {getattr(self, name)}")
@@ -66,7 +68,7 @@ class MaterialConfig:
                     min(ramp(getattr(self, name)).start, ramp(getattr(self, name)).end) >= 0,
                     f"must not be negative, got {getattr(self, name)}",
                 )
-                for name in ("smooth", "binary")
+                for name in ("smooth", "smooth_roughness", "binary")
             },
             edge=(self.edge > 0, f"must be positive, got {self.edge}"),
             light_init=(self.light_init > 0, f"must be positive, got {self.light_init}"),

@@ -52,7 +52,7 @@ class MaterialSystem(RaySystem):
     def __init__(self, model: MaterialModel, cfg: Config, device: torch.device):
         super().__init__(model, cfg, device)
         self.options = cfg.model.material
-        self.binary, self.smooth = ramp(self.options.binary), ramp(self.options.smooth)
+        self.binary, self.smooth, self.smooth_roughness = (ramp(getattr(self.options, n)) for n in ("binary", "smooth", "smooth_roughness"))
         self.colour_weights = {name: self.weights[name] for name in COLOUR_TERMS}
 
     def own_groups(self) -> list[dict]:
@@ -98,7 +98,7 @@ class MaterialSystem(RaySystem):
         if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
             near = model.material_at(surface.points + size * noise, progress)
-            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge, o.smooth_roughness)
+            terms["smooth"] = weight * change(material.stack(), near.stack(), o.edge, self.smooth_roughness(progress))
         if weight := self.binary(progress):
             terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
         if o.neutral:
@@ -147,15 +147,18 @@ class MaterialSystem(RaySystem):
 def change(a: Tensor, b: Tensor, edge: float, of_roughness: float = 1.0) -> Tensor:
     """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
 
-    of_roughness: how much that of the roughness counts. Albedo counts relative to its mean square (that of 0.5 counts as it is):
-    else dark material under bright lights would be the way out, and the reflectance of non-metals, which is not dark, be wrong.
+    of_roughness: how much that of the roughness counts, and only between points that are else alike. Albedo counts relative to its
+    mean square (that of 0.5 counts as it is): else dark material under bright lights would be the way out, and the reflectance of
+    non-metals, which is not dark, be wrong.
 
     The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
     """
-    square = (a - b) ** 2
     level = (a[:, :3] ** 2 + b[:, :3] ** 2).mean() / (2 * 0.5**2)
-    square = torch.cat([square[:, :3].sum(1, keepdim=True) / level.clamp(min=1e-4), square[:, 3:]], 1)
-    return (square / (square + edge**2) * square.new_tensor([1.0, of_roughness, 1.0])).mean()
+    colour, rough, metal = ((a - b) ** 2).split((3, 1, 1), 1)
+    square = torch.cat([colour.sum(1, keepdim=True) / level.clamp(min=1e-4), rough, metal], 1)
+    share = square / (square + edge**2)
+    alike = (1 - share[:, :1]) * (1 - share[:, 2:])  # two materials have two roughnesses
+    return torch.cat([share[:, :1], of_roughness * alike.detach() * share[:, 1:2], share[:, 2:]], 1).mean()
 
 
 @torch.no_grad()
