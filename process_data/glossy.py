@@ -80,10 +80,15 @@ class _Arrays(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def _plain(value):
+def _plain(value, top: bool = True):
+    """Arrays and numbers, or a short list of these and of lists of them; deeper ones could take for ever to look through."""
     if isinstance(value, _Array):
         return value.value
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    if (top and len(value) > 16) or (not top and any(isinstance(v, (list, tuple)) for v in value)):
+        raise pickle.UnpicklingError("lists within lists")
+    return [_plain(v, top=False) for v in value]
 
 
 def read_pickle(path: Path):

@@ -98,6 +98,7 @@ class Evil:
         (lambda f: (f / "3-camera.pkl").write_bytes((f / "3-camera.pkl").read_bytes()[:60]), "not a pickle"),
         (lambda f: (f / "3-camera.pkl").write_bytes(pickle.dumps([np.eye(3)])), r"expected a pose \[3, 4\]"),
         (lambda f: (f / "3-camera.pkl").write_bytes(pickle.dumps([np.full((3, 4), np.nan), np.eye(3)])), "3-camera.pkl: pose|focal"),
+        (lambda f: (f / "3-camera.pkl").write_bytes(pickle.dumps([[[[1.0] * 9] * 9] * 9] * 9)), "lists within lists"),
         (lambda f: (f / "3-camera.pkl").write_bytes(b"0" * (2 << 20)), "expected a few hundred"),
         (lambda f: (f / "3.png").unlink(), "3.png is missing"),
         (lambda f: (f / "synthetic_split_128.pkl").write_bytes(pickle.dumps(7)), "held-out and training views"),
@@ -114,14 +115,14 @@ def test_damaged_files_are_named_and_run_nothing(spoil, message, tmp_path, monke
 
 @pytest.mark.parametrize("protocol", [2, 3, 5])
 def test_arrays_and_numbers_of_a_pickle(protocol, tmp_path):
-    value = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)), np.float32(2.5), (1, [2.0])]
+    value = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)), np.float32(2.5), (1, 2.0)]
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(value, protocol=protocol))
     if protocol < 5:
         path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))  # as older numpy names it
     found = read_pickle(path)
     assert all(np.array_equal(a, b) and np.asarray(a).dtype == np.asarray(b).dtype for a, b in zip(found[:3], value))
-    assert found[3] == [1, [2.0]]
+    assert found[3] == [1, 2.0]
 
 
 def test_seeded_bit_flips_are_errors_or_scenes(tmp_path):
