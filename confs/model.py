@@ -218,8 +218,8 @@ class BackdropConfig:
     top: int = 512
     hidden: int = 32
     feature: int = 15
-    n_proposal: int = 24  # places a ray at which the proposal density is asked
-    n_samples: int = 12  # samples a ray
+    n_proposal: int = 32  # places a ray at which the proposal density is asked
+    n_samples: int = 16  # samples a ray; a picture takes twice as many of both
     far: float = 1000.0  # the horizon, in radii
     levels: Any = field(
         default_factory=lambda: [4, 8, 0.0, 0.3]
