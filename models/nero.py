@@ -1,7 +1,7 @@
 """NeRO's first stage (Liu et al., SIGGRAPH 2023): the geometry of NeuS, its colours by materials and light.
 
-What differs from NeuS: the colour of a sample is shaded (`models/shading.py`), and whether a mirrored view meets the object
-again is learned from marching it through the SDF.
+What differs from NeuS: colour is shaded (`models/shading.py`), once a ray at the mean of its samples where the paper shades each
+of them, and whether a mirrored view meets the object again is learned from marching it through the SDF.
 """
 
 from collections.abc import Callable
