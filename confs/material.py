@@ -11,10 +11,12 @@ from utils.schedule import ramp
 class MaterialConfig:
     """model.name=material: a mesh that stays as it is, its material and the light around it (NeRO, 2023, stage two)."""
 
-    n_diffuse: int = 32  # cosine-weighted directions a surface point in training
-    n_specular: int = 32  # directions of the GGX lobe a surface point in training
-    n_diffuse_test: int = 64  # the same in pictures
-    n_specular_test: int = 64
+    n_diffuse: int = 20  # cosine-weighted directions a surface point in training; half of all make one estimate, half another
+    n_specular: int = 24  # directions of the GGX lobe a surface point in training
+    n_light: int = 20  # directions towards what is bright so far; light=mlp: by the cosine too
+    n_diffuse_test: int = 48  # the same in pictures
+    n_specular_test: int = 48
+    n_light_test: int = 32
     hidden: int = 64  # width of the feature network and of its heads
     layers: int = 2  # hidden layers of the feature network
     light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, by place too
@@ -22,7 +24,7 @@ class MaterialConfig:
     light_init: float = 1.0  # light=texture: radiance before training, everywhere
     light_hidden: int = 128  # light=mlp: width of the light networks (NeRO: 256)
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
-    light_max: float = 5.0  # radiance stays below exp(this)
+    light_max: float = 8.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
     smooth: Any = field(default_factory=lambda: [0.1, 0.6, 0.1, 0.4])  # weight, a schedule: material between a point and a jittered one
     smooth_roughness: Any = field(
@@ -30,12 +32,12 @@ class MaterialConfig:
     )  # schedule: how much of that is asked of the roughness; highlights come late, and tell how bright lights are
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
     jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
-    edge: float = 0.2  # a difference beyond this is an edge and costs little more
+    edge: float = 0.1  # a difference beyond this is an edge and costs little more; a larger one draws the materials together
     binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: metallic is 0 or 1, seldom between
     neutral: float = 0.02  # weight: diffuse light is grey
-    light_smooth: float = 0.003  # light=texture, weight: difference of log radiance between neighbouring texels
+    light_smooth: float = 0.01  # light=texture, weight: difference of log radiance between neighbouring texels
     metallic_init: float = (
-        0.2  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
+        0.1  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
     )
     roughness_init: float = 0.4  # perceptual
     albedo_init: float = 0.5
@@ -49,6 +51,10 @@ class MaterialConfig:
         check(
             "model.material",
             **{name: (1 <= getattr(self, name) <= 4096, f"must lie in 1..4096, got {getattr(self, name)}") for name in names},
+            **{
+                name: (0 <= getattr(self, name) <= 4096, f"must lie in 0..4096, got {getattr(self, name)}")
+                for name in ("n_light", "n_light_test")
+            },
             **{
                 name: (getattr(self, name) >= 0, f"must not be negative, got {getattr(self, name)}")
                 for name in ("neutral", "light_smooth", "smooth_normals", "offset")

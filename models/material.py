@@ -1,7 +1,8 @@
 """Material and light on a fixed mesh, shaded by Monte Carlo (NeRO, Liu et al., SIGGRAPH 2023, section 3.3).
 
-Directions are drawn by the cosine and by the GGX lobe and weighed by the balance heuristic; a direction that meets the mesh
-again brings indirect light, any other the light from far away. All in linear light, encoded to sRGB at the end.
+Directions are drawn by the cosine, by the GGX lobe and, beyond the paper, where the light is bright so far, weighed by the balance
+heuristic; a direction that meets the mesh again brings indirect light, any other the light from far away. All in linear
+light, encoded to sRGB at the end.
 """
 
 import functools
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.environment import HumanLight
+from models.environment import EnvironmentMap, HumanLight, TextureLight
 from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
 from models.network import mlp, open_levels
 from models.raytrace import Hits, MeshTracer, interpolate, vertex_normals
@@ -50,6 +51,24 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How many directions a point asks for light: by the cosine, by the GGX lobe, towards what is bright."""
+
+    cosine: int
+    lobe: int
+    light: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """D directions at each of P points, and what the light along them counts for."""
+
+    dirs: Tensor  # [P, D, 3]
+    weights: Tensor  # [P, 3, D] see `Weights`; zero below the surface
+    above: Tensor  # [Q] int64, which of the P D directions point out of the surface
+
+
+@dataclass(frozen=True)
 class Shaded:
     """Linear light that leaves P points towards the viewer."""
 
@@ -67,6 +86,31 @@ def _full_precision(method):
             return method(*arguments, **options)
 
     return wrapped
+
+
+def draw(surface: Surface, alpha: Tensor, counts: Counts, shift: Tensor, light: EnvironmentMap | None) -> Drawn:
+    """Directions of light for the surface's points with GGX width alpha [P], which gets gradients by the weights.
+
+    shift [P, 6] in [0, 1) places the three patterns; without a map of the light the cosine draws its share too.
+    """
+    if light is None:
+        counts = Counts(counts.cosine + counts.light, counts.lobe, 0)
+    frame = frames(surface.normal)
+    view = to_local(frame, surface.view)
+    others = None
+    with torch.no_grad():
+        local = [
+            sample_cosine(pattern(counts.cosine, shift[:, :2])),
+            sample_ggx(pattern(counts.lobe, shift[:, 2:4]), view, alpha.detach()),
+        ]
+        if counts.light:
+            local.append(light.sample(pattern(counts.light, shift[:, 4:])) @ frame.transpose(1, 2))
+        local = torch.cat(local, 1)
+        dirs = local @ frame
+        if counts.light:
+            others = counts.light * light.pdf(dirs)
+    weights = shading_weights(local, view, alpha, counts.cosine, counts.lobe, others)
+    return Drawn(dirs, weights.stack(), torch.nonzero((local[..., 2] > 0).reshape(-1))[:, 0])
 
 
 class MaterialField(nn.Module):
@@ -171,25 +215,21 @@ class MaterialModel(nn.Module):
         """Of points [P, 3] in the unit sphere's frame."""
         return self.field(points, self.open_levels(progress))
 
+    def bright(self) -> EnvironmentMap | None:
+        """The light as it is so far, where it is a map."""
+        return EnvironmentMap(self.outer.image().detach()) if isinstance(self.outer, TextureLight) else None
+
     @_full_precision
-    def shade(
-        self, surface: Surface, material: Material, n_diffuse: int, n_specular: int, shift: Tensor, cameras: Tensor | None = None
-    ) -> Shaded:
-        """Light towards the viewer; shift [P, 4] in [0, 1) places the two patterns of directions."""
-        frame = frames(surface.normal)
-        view = to_local(frame, surface.view)
-        with torch.no_grad():
-            cosine = sample_cosine(pattern(n_diffuse, shift[:, :2]))
-            lobe = sample_ggx(pattern(n_specular, shift[:, 2:]), view, material.alpha.detach())
-            local = torch.cat([cosine, lobe], 1)  # [P, D, 3]
-            dirs = (local @ frame).reshape(-1, 3)
-            n = local.shape[1]
-            starts = (surface.points + self.options.offset * surface.face_normal).repeat_interleave(n, 0)
-        weights = shading_weights(local, view, material.alpha, n_diffuse, n_specular)
-        each = None if self.human is None or cameras is None else cameras.repeat_interleave(n, 0)
-        spread = None if each is None else material.alpha.detach().repeat_interleave(n, 0)
-        radiance, occluded = self.light(starts, dirs, each, spread)
-        sums = weights.stack() @ radiance.view(len(local), n, 3)
+    def shade(self, surface: Surface, material: Material, counts: Counts, shift: Tensor, cameras: Tensor | None = None) -> Shaded:
+        """Light towards the viewer; shift [P, 6] in [0, 1) places the patterns of directions."""
+        drawn = draw(surface, material.alpha, counts, shift, self.bright())
+        n = drawn.dirs.shape[1]
+        at = torch.div(drawn.above, n, rounding_mode="floor")
+        starts = surface.points + self.options.offset * surface.face_normal
+        seen = (None, None) if self.human is None or cameras is None else (cameras[at], material.alpha.detach()[at])
+        radiance, occluded = self.light(starts[at], drawn.dirs.reshape(-1, 3)[drawn.above], *seen)
+        everywhere = radiance.new_zeros(len(starts) * n, 3).index_copy(0, drawn.above, radiance)
+        sums = drawn.weights @ everywhere.view(-1, n, 3)
         return Shaded(reflect(material, sums), sums[:, 0], occluded.float().mean())
 
     # ------------------------------------------------------------------ what the system asks

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from models.environment import EnvironmentMap
-from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
-from models.material import MaterialModel, Surface, reflect
+from models.ggx_sampling import pattern
+from models.material import Counts, MaterialModel, Surface, draw, reflect
 from process_data.rays import make_rays
 from utils.colour import linear_to_srgb
 from utils.rays import Cameras
@@ -18,11 +18,11 @@ RAYS = 4  # camera rays a pixel, which smooth the edges
 POINTS = 2048  # shaded at once
 
 
-def counts(samples: int) -> tuple[int, int, int]:
+def counts(samples: int) -> Counts:
     """Directions by the cosine, the lobe and the light."""
     light = max(1, round(samples * 0.4))
     cosine = max(1, round(samples * 0.2))
-    return cosine, max(1, samples - light - cosine), light
+    return Counts(cosine, max(1, samples - light - cosine), light)
 
 
 def outgoing(
@@ -33,36 +33,21 @@ def outgoing(
     if not n_points:
         return torch.zeros(0, 3, device=device)
     material = model.material_at(surface.points)
-    frame = frames(surface.normal)
-    view = to_local(frame, surface.view)
-    n_cosine, n_lobe, n_light = counts(samples)
-    shift = torch.rand(n_points, 6, generator=generator).to(device)
-    bright = light.sample(pattern(n_light, shift[:, 4:]))  # [P, n_light, 3]
-    local = torch.cat(
-        [
-            sample_cosine(pattern(n_cosine, shift[:, :2])),
-            sample_ggx(pattern(n_lobe, shift[:, 2:4]), view, material.alpha),
-            bright @ frame.transpose(1, 2),
-        ],
-        1,
-    )
-    dirs = local @ frame
-    weights = shading_weights(local, view, material.alpha, n_cosine, n_lobe, n_light * light.pdf(dirs)).stack()  # [P, 3, D]
-    radiance = torch.zeros_like(dirs).view(-1, 3)
-    useful = torch.nonzero((local[..., 2] > 0).reshape(-1))[:, 0]
+    drawn = draw(surface, material.alpha, counts(samples), torch.rand(n_points, 6, generator=generator).to(device), light)
+    radiance = torch.zeros_like(drawn.dirs).view(-1, 3)
     starts = surface.points + model.options.offset * surface.face_normal
-    toward = dirs.reshape(-1, 3)[useful]
-    hits = model.tracer(starts[torch.div(useful, local.shape[1], rounding_mode="floor")], toward)
+    toward = drawn.dirs.reshape(-1, 3)[drawn.above]
+    hits = model.tracer(starts[torch.div(drawn.above, drawn.dirs.shape[1], rounding_mode="floor")], toward)
     free = ~hits.found
-    radiance[useful[free]] = light.radiance(toward[free])
+    radiance[drawn.above[free]] = light.radiance(toward[free])
     if bounces:
         again = model.surface(hits, toward)
         bounced = torch.cat([
             outgoing(model, light, Surface(*(part[i : i + 32768] for part in vars(again).values())), 4, generator, bounces - 1)
             for i in range(0, len(again.ray), 32768)
         ] or [radiance[:0]])  # fmt: skip
-        radiance[useful[again.ray]] = bounced.clamp(max=BRIGHTEST_BOUNCE)
-    return reflect(material, weights @ radiance.view_as(dirs))
+        radiance[drawn.above[again.ray]] = bounced.clamp(max=BRIGHTEST_BOUNCE)
+    return reflect(material, drawn.weights @ radiance.view_as(drawn.dirs))
 
 
 @torch.no_grad()

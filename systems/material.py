@@ -1,6 +1,7 @@
 """The system of NeRO's second stage: a mesh that stays, its material and its light (Liu et al., SIGGRAPH 2023)."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from confs.schema import Config
-from models.material import MaterialModel
+from models.material import Counts, MaterialModel
 from systems import losses
 from systems.base import RaySystem
 from systems.material_export import export_material
@@ -22,11 +23,12 @@ from utils.schedule import ramp
 
 log = logging.getLogger("neus")
 INSIDE = 0.9  # a pixel shows the object alone when its mask exceeds this
+ROUND = 0.02  # eps of the Charbonnier loss: the noise of an estimate falls into its round part, where crossed estimates are unbiased
 COLOUR_TERMS = {
     "rgb": losses.rgb_l1,
     "rgb_mse": losses.rgb_mse,
     "rgb_smooth_l1": losses.rgb_smooth_l1,
-    "rgb_charbonnier": losses.rgb_charbonnier,
+    "rgb_charbonnier": partial(losses.rgb_charbonnier, eps=ROUND),
 }
 
 
@@ -86,15 +88,16 @@ class MaterialSystem(RaySystem):
             rays, truth = rays[inside], truth[inside]
         _, surface = model.meet(rays.origins, rays.dirs)
         truth, n = truth[surface.ray], len(surface.ray)
-        shift, noise = torch.rand(n, 4, device=self.device), torch.randn(n, 3, device=self.device)
+        shift, noise = torch.rand(2, n, 6, device=self.device), torch.randn(n, 3, device=self.device)
         if n == 0:
             self.stats = {"psnr": 0.0, "rays": len(batch.rays), "samples": 1, "points": 0}
             return {"none": sum(p.sum() for p in model.parameters()) * 0}
         material = model.material_at(surface.points, progress)
-        shaded = model.shade(surface, material, o.n_diffuse, o.n_specular, shift, rays.origins[surface.ray])
-        rgb = linear_to_srgb(shaded.colour)
-        rgb = torch.where(truth >= 0.996, rgb.clamp(max=1), rgb)  # an overexposed pixel says "at least"
-        terms = {name: w * COLOUR_TERMS[name](rgb, truth) for name, w in self._colour_weights(progress).items()}
+        half = Counts(max(1, o.n_diffuse // 2), max(1, o.n_specular // 2), o.n_light // 2)
+        shaded = [model.shade(surface, material, half, part, rays.origins[surface.ray]) for part in shift]
+        both = [linear_to_srgb(part.colour) for part in shaded]
+        both = [torch.where(truth >= 0.996, rgb.clamp(max=1), rgb) for rgb in both]  # an overexposed pixel says "at least"
+        terms = {name: w * losses.crossed(COLOUR_TERMS[name], *both, truth) for name, w in self._colour_weights(progress).items()}
         if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
             near = model.material_at(surface.points + size * noise, progress)
@@ -102,20 +105,20 @@ class MaterialSystem(RaySystem):
         if weight := self.binary(progress):
             terms["binary"] = weight * (4 * material.metallic * (1 - material.metallic)).mean()
         if o.neutral:
-            grey = shaded.diffuse_light.mean(-1, keepdim=True)
-            terms["neutral"] = o.neutral * (shaded.diffuse_light - grey).abs().mean()
+            light = (shaded[0].diffuse_light + shaded[1].diffuse_light) / 2
+            terms["neutral"] = o.neutral * (light - light.mean(-1, keepdim=True)).abs().mean()
         if o.light_smooth and o.light == "texture":
             terms["light_smooth"] = o.light_smooth * model.outer.roughness()
         with torch.no_grad():
-            mse = ((rgb - truth) ** 2).mean().clamp(min=1e-10)
+            mse = ((sum(both) / 2 - truth) ** 2).mean().clamp(min=1e-10)
             self.stats = {
                 "psnr": float(-10 * torch.log10(mse)),
                 "rays": len(batch.rays),
-                "samples": n * (o.n_diffuse + o.n_specular),
+                "samples": 2 * n * (half.cosine + half.lobe + half.light),
                 "points": n,
                 "roughness": float(material.roughness.mean()),
                 "metallic": float(material.metallic.mean()),
-                "occluded": float(shaded.occluded),
+                "occluded": float(shaded[0].occluded),
             }
         return terms
 
@@ -131,9 +134,10 @@ class MaterialSystem(RaySystem):
         model, o = self.model, self.options
         hits, surface = model.meet(rays.origins, rays.dirs)
         generator = torch.Generator().manual_seed(0)
-        shift = torch.rand(len(surface.ray), 4, generator=generator).to(self.device)
+        shift = torch.rand(len(surface.ray), 6, generator=generator).to(self.device)
         material = model.material_at(surface.points, progress)
-        shaded = model.shade(surface, material, o.n_diffuse_test, o.n_specular_test, shift, rays.origins[surface.ray])
+        counts = Counts(o.n_diffuse_test, o.n_specular_test, o.n_light_test)
+        shaded = model.shade(surface, material, counts, shift, rays.origins[surface.ray])
         rgb = background.expand(len(rays), 3).clone()
         rgb[surface.ray] = linear_to_srgb(shaded.colour).clamp(0, 1)
         normal = torch.zeros_like(rgb)

@@ -33,3 +33,17 @@ def test_shapes_must_match():
 
 def test_no_samples():
     assert float(losses.eikonal(torch.zeros(0, 3))) == 0
+
+
+def test_crossed_estimates_do_not_punish_noise():
+    """The estimate is 0.5 + noise * n: a plain term wants less noise, the crossed one only the right mean."""
+    torch.manual_seed(0)
+    truth = torch.full((20000, 3), 0.5)
+    for term in (losses.rgb_mse, losses.rgb_l1, losses.rgb_charbonnier):
+        noise, mean = torch.tensor(0.2, requires_grad=True), torch.tensor(0.6, requires_grad=True)
+        a, b = (mean + noise * torch.randn(20000, 3) for _ in range(2))
+        plain = torch.autograd.grad(term((a + b) / 2, truth), (noise, mean), retain_graph=True)
+        value = losses.crossed(term, a, b, truth)
+        fair = torch.autograd.grad(value, (noise, mean))
+        assert plain[0] > 0.05 and abs(fair[0]) < 0.1 * plain[0]
+        assert fair[1] > 0.1 and torch.allclose(value, term((a + b) / 2, truth))
