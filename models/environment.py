@@ -143,6 +143,7 @@ class EnvironmentMap:
         power = (power + 0.02 * power.mean() + 1e-12) * sine  # no direction is left out
         self.share = (power / power.sum()).reshape(-1)  # of a pixel
         self.cumulative = self.share.cumsum(0)
+        self.rows = self.cumulative[w - 1 :: w].contiguous()
         self.density = (self.share.view(h, w) / sine * (h * w / (2 * pi * pi))).float()  # per steradian
 
     def radiance(self, dirs: Tensor) -> Tensor:
@@ -150,14 +151,18 @@ class EnvironmentMap:
         return look_up(self.image, dirs @ self.to_frame)
 
     def sample(self, u: Tensor) -> Tensor:
-        """Directions [..., 3] from u [..., 2]."""
+        """Directions [..., 3] from u [..., 2]: u even in the square, they are even over the map's power, rows and columns."""
         h, w = self.image.shape[:2]
-        flat = u[..., 0].double() * self.cumulative[-1]
-        index = torch.searchsorted(self.cumulative, flat.contiguous()).clamp(max=h * w - 1)
-        within = ((flat - (self.cumulative[index] - self.share[index])) / self.share[index].clamp(min=1e-30)).clamp(0, 1)
-        row, column = index // w, index % w
-        uv = torch.stack([(column + within.float()) / w, (row + u[..., 1]) / h], -1)
-        return from_map(uv) @ self.to_frame.T
+        u = u.double() * self.rows[-1]
+        row = torch.searchsorted(self.rows, u[..., 0].contiguous()).clamp(max=h - 1)
+        share = self.share.view(h, w).sum(1)[row]
+        before = self.rows[row] - share
+        down = ((u[..., 0] - before) / share).clamp(0, 1)
+        flat = before + u[..., 1] / self.rows[-1] * share
+        index = torch.searchsorted(self.cumulative, flat).clamp(row * w, row * w + w - 1)
+        right = ((flat - (self.cumulative[index] - self.share[index])) / self.share[index]).clamp(0, 1)
+        uv = torch.stack([(index - row * w + right) / w, (row + down) / h], -1)
+        return from_map(uv.to(self.image.dtype)) @ self.to_frame.T
 
     def pdf(self, dirs: Tensor) -> Tensor:
         """Density [...] per steradian of `sample` at dirs [..., 3]."""

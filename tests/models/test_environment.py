@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from models.environment import EnvironmentMap, HumanLight, InnerLight, NetworkLight, TextureLight, from_map, look_up, map_directions, to_map
+from models.ggx_sampling import pattern
 
 
 def test_orientation_is_blenders():
@@ -47,6 +48,15 @@ def test_bright_directions_are_drawn_with_their_density():
 
 
 @torch.no_grad()
+def test_even_numbers_are_even_over_rows_and_columns():
+    """Of 64 points each quarter of an evenly bright sky takes 16, by height and by azimuth."""
+    light = EnvironmentMap(torch.ones(64, 128, 3))
+    dirs = light.sample(pattern(64, torch.rand(20, 2)))
+    for share in (to_map(dirs)[..., 0], (dirs[..., 2] + 1) / 2):
+        counts = torch.stack([((share * 4).long().clamp(max=3) == k).sum(1) for k in range(4)], 1)
+        assert (counts - 16).abs().max() <= 3
+
+
 def test_lights_give_radiance_below_their_limit():
     points, dirs = 0.5 * torch.randn(64, 3).clamp(-1, 1), F.normalize(torch.randn(64, 3), dim=-1)
     texture = TextureLight(8, 5.0)
