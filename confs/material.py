@@ -14,9 +14,9 @@ class MaterialConfig:
     n_diffuse: int = 20  # cosine-weighted directions a surface point in training; half of all make one estimate, half another
     n_specular: int = 24  # directions of the GGX lobe a surface point in training
     n_light: int = 20  # directions towards what is bright so far; light=mlp: by the cosine too
-    n_diffuse_test: int = 48  # the same in pictures
+    n_diffuse_test: int = 32  # the same in pictures
     n_specular_test: int = 48
-    n_light_test: int = 32
+    n_light_test: int = 64
     hidden: int = 64  # width of the feature network and of its heads
     layers: int = 2  # hidden layers of the feature network
     light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, by place too

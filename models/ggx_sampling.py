@@ -28,9 +28,12 @@ def frames(normal: Tensor) -> Tensor:
     return torch.stack([first, second, normal], -2)
 
 
-def pattern(n: int, shift: Tensor) -> Tensor:
-    """n points of the unit square, spread evenly, [P, n, 2]; each of the P sets is moved round by shift [P, 2] (the R2 sequence)."""
-    steps = torch.arange(1, n + 1, device=shift.device, dtype=torch.float64)[:, None]
+def pattern(n: int, shift: Tensor, turn: int = 0) -> Tensor:
+    """n points of the unit square, spread evenly, [P, n, 2]; each of the P sets is moved round by shift [P, 2] (the R2 sequence).
+
+    turn: the sets of turns 0, 1, 2, ... with one shift fill each other's gaps.
+    """
+    steps = torch.arange(turn * n + 1, (turn + 1) * n + 1, device=shift.device, dtype=torch.float64)[:, None]
     base = (steps * torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64, device=shift.device)) % 1
     return (base.to(shift.dtype) + shift[:, None]) % 1
 

@@ -88,10 +88,10 @@ def _full_precision(method):
     return wrapped
 
 
-def draw(surface: Surface, alpha: Tensor, counts: Counts, shift: Tensor, light: EnvironmentMap | None) -> Drawn:
+def draw(surface: Surface, alpha: Tensor, counts: Counts, shift: Tensor, light: EnvironmentMap | None, turn: int = 0) -> Drawn:
     """Directions of light for the surface's points with GGX width alpha [P], which gets gradients by the weights.
 
-    shift [P, 6] in [0, 1) places the three patterns; without a map of the light the cosine draws its share too.
+    shift [P, 6] in [0, 1), turn: place the three patterns; without a map of the light the cosine draws its share too.
     """
     if light is None:
         counts = Counts(counts.cosine + counts.light, counts.lobe, 0)
@@ -100,11 +100,11 @@ def draw(surface: Surface, alpha: Tensor, counts: Counts, shift: Tensor, light: 
     others = None
     with torch.no_grad():
         local = [
-            sample_cosine(pattern(counts.cosine, shift[:, :2])),
-            sample_ggx(pattern(counts.lobe, shift[:, 2:4]), view, alpha.detach()),
+            sample_cosine(pattern(counts.cosine, shift[:, :2], turn)),
+            sample_ggx(pattern(counts.lobe, shift[:, 2:4], turn), view, alpha.detach()),
         ]
         if counts.light:
-            local.append(light.sample(pattern(counts.light, shift[:, 4:])) @ frame.transpose(1, 2))
+            local.append(light.sample(pattern(counts.light, shift[:, 4:], turn)) @ frame.transpose(1, 2))
         local = torch.cat(local, 1)
         dirs = local @ frame
         if counts.light:

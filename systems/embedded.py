@@ -16,6 +16,7 @@ from utils.rays import Cameras
 BRIGHTEST_BOUNCE = 10.0  # radiance of a second bounce is held below this, as Cycles does: against fireflies
 RAYS = 4  # camera rays a pixel, which smooth the edges
 POINTS = 2048  # shaded at once
+GOLDEN = 0.6180339887
 
 
 def counts(samples: int) -> Counts:
@@ -26,24 +27,25 @@ def counts(samples: int) -> Counts:
 
 
 def outgoing(
-    model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, generator: torch.Generator, bounces: int
+    model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, shift: Tensor, bounces: int, turn: int = 0
 ) -> Tensor:
-    """Linear radiance [P, 3] that leaves the surface towards its viewers."""
-    n_points, device = len(surface.points), surface.points.device
-    if not n_points:
-        return torch.zeros(0, 3, device=device)
+    """Linear radiance [P, 3] that leaves the surface towards its viewers. shift [P, 6], turn: place the directions."""
+    if not len(surface.points):
+        return torch.zeros(0, 3, device=surface.points.device)
     material = model.material_at(surface.points)
-    drawn = draw(surface, material.alpha, counts(samples), torch.rand(n_points, 6, generator=generator).to(device), light)
+    drawn = draw(surface, material.alpha, counts(samples), shift, light, turn)
     radiance = torch.zeros_like(drawn.dirs).view(-1, 3)
     starts = surface.points + model.options.offset * surface.face_normal
     toward = drawn.dirs.reshape(-1, 3)[drawn.above]
-    hits = model.tracer(starts[torch.div(drawn.above, drawn.dirs.shape[1], rounding_mode="floor")], toward)
+    at = torch.div(drawn.above, drawn.dirs.shape[1], rounding_mode="floor")
+    hits = model.tracer(starts[at], toward)
     free = ~hits.found
     radiance[drawn.above[free]] = light.radiance(toward[free])
     if bounces:
         again = model.surface(hits, toward)
+        moved = (shift[at[again.ray]] + GOLDEN * again.ray[:, None]) % 1  # another place in the pattern for each bounce
         bounced = torch.cat([
-            outgoing(model, light, Surface(*(part[i : i + 32768] for part in vars(again).values())), 4, generator, bounces - 1)
+            outgoing(model, light, Surface(*(x[i : i + 32768] for x in vars(again).values())), 4, moved[i : i + 32768], bounces - 1)
             for i in range(0, len(again.ray), 32768)
         ] or [radiance[:0]])  # fmt: skip
         radiance[drawn.above[again.ray]] = bounced.clamp(max=BRIGHTEST_BOUNCE)
@@ -55,7 +57,7 @@ def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: in
     """View i of cameras in the unit sphere's frame: sRGB and alpha (straight) [H, W, 4] in [0, 1], the same at every call."""
     h, w = cameras.height, cameras.width
     device = model.local.device
-    generator = torch.Generator().manual_seed(i)
+    shift = torch.rand(h * w, 6, generator=torch.Generator().manual_seed(i)).to(device)
     v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     centre = torch.stack([u, v], -1).reshape(-1, 2).float()
     colour, alpha = torch.zeros(h * w, 3, device=device), torch.zeros(h * w, 1, device=device)
@@ -65,7 +67,7 @@ def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: in
         hits, surface = model.meet(rays.origins, rays.dirs)
         for a in range(0, len(surface.ray), POINTS):
             part = Surface(*(x[a : a + POINTS] for x in vars(surface).values()))
-            colour[part.ray] += outgoing(model, light, part, max(4, samples // RAYS), generator, 1)
+            colour[part.ray] += outgoing(model, light, part, max(4, samples // RAYS), shift[part.ray], 1, k)
         alpha[surface.ray] += 1
         if not transparent:
             miss = torch.nonzero(~hits.found)[:, 0]

@@ -95,6 +95,11 @@ def test_any_share_of_the_strategies_gives_the_same():
         assert other == pytest.approx(results[0], rel=0.02)
 
 
+def test_the_turns_of_a_pattern_fill_each_others_gaps():
+    shift = torch.rand(3, 2)
+    assert torch.allclose(torch.cat([ggx.pattern(16, shift, turn) for turn in range(4)], 1), ggx.pattern(64, shift), atol=1e-6)
+
+
 def test_frames_are_orthonormal_and_end_in_the_normal():
     normal = F.normalize(torch.cat([torch.randn(99, 3), torch.eye(3), -torch.eye(3)]), dim=-1)
     frame = ggx.frames(normal)
