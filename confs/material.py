@@ -26,7 +26,7 @@ class MaterialConfig:
     light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
     light_max: float = 8.0  # radiance stays below exp(this)
     human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
-    smooth: Any = field(default_factory=lambda: [0.1, 0.6, 0.1, 0.4])  # weight, a schedule: material between a point and a jittered one
+    smooth: Any = 0.1  # weight, a schedule: material between a point and a jittered one; more wipes out textures
     smooth_roughness: Any = field(
         default_factory=lambda: [0.03, 1.0, 0.4, 0.7]
     )  # schedule: how much of that is asked of the roughness; highlights come late, and tell how bright lights are
