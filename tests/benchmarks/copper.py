@@ -11,6 +11,7 @@ where the metal is surer than one half and has no edge beside it; normals are in
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ import numpy as np
 import trimesh
 import warp as wp
 
+from tests.benchmarks.report import report
 from utils.device import warp_available
 from utils.errors import UserError
 from utils.image import read_raster
@@ -111,16 +113,20 @@ def normals_on_metal(mesh: trimesh.Trimesh, truth: trimesh.Trimesh, scene: Path)
     return result
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mesh", type=Path, help="a mesh, or a run folder")
     parser.add_argument("scene", type=Path)
     parser.add_argument("--truth", type=Path, help="default: gt_mesh.ply of the scene")
     args = parser.parse_args()
     mesh = args.mesh / "mesh/mesh.ply" if args.mesh.is_dir() else args.mesh
-    result = normals_on_metal(load_mesh(mesh), load_mesh(args.truth or args.scene / "gt_mesh.ply"), args.scene)
-    print(json.dumps({k: round(v, 4) for k, v in result.items()}))
+
+    def judge() -> dict:
+        result = normals_on_metal(load_mesh(mesh), load_mesh(args.truth or args.scene / "gt_mesh.ply"), args.scene)
+        return {k: round(v, 4) for k, v in result.items()}
+
+    return report(judge)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

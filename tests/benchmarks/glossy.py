@@ -5,7 +5,6 @@ meet the mesh, both thinned to one a voxel of 0.01, the mean distance to the nea
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from models.raytrace import MeshTracer
 from process_data.glossy import read_camera, read_depth, view_ids
+from tests.benchmarks.report import report
 from utils.errors import UserError
 from utils.mesh import load_mesh
 
@@ -60,12 +60,7 @@ def main() -> int:
     p.add_argument("mesh", type=Path)
     p.add_argument("scene", type=Path)
     args = p.parse_args()
-    try:
-        print(json.dumps(compare(args.mesh, args.scene)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return report(lambda: compare(args.mesh, args.scene))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ then applied to the relit pictures too.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -17,10 +16,10 @@ import torch
 from process_data.poses import move, read_poses
 from process_data.rays import view_rays
 from systems.build import restore_system
+from tests.benchmarks.report import report
 from utils import checkpoint
 from utils.colour import linear_to_srgb, srgb_to_linear
 from utils.config import load_config
-from utils.errors import UserError
 from utils.image import read_raster, sheet, write_png
 
 
@@ -120,12 +119,7 @@ def main() -> int:
     p.add_argument("--relit", type=Path, help="folder of NAME.png for each pose of transforms_relight.json")
     p.add_argument("--picture", type=Path, help="write the maps beside the truth there")
     args = p.parse_args()
-    try:
-        print(json.dumps(judge(predict(args.run, args.scene), args.scene, args.relit, args.picture), indent=1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return report(lambda: judge(predict(args.run, args.scene), args.scene, args.relit, args.picture), indent=1)
 
 
 if __name__ == "__main__":
