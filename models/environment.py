@@ -144,6 +144,7 @@ class EnvironmentMap:
         self.share = (power / power.sum()).reshape(-1)  # of a pixel
         self.cumulative = self.share.cumsum(0)
         self.rows = self.cumulative[w - 1 :: w].contiguous()
+        self.row_share = torch.diff(self.rows, prepend=self.rows.new_zeros(1))
         self.density = (self.share.view(h, w) / sine * (h * w / (2 * pi * pi))).float()  # per steradian
 
     def radiance(self, dirs: Tensor) -> Tensor:
@@ -153,12 +154,12 @@ class EnvironmentMap:
     def sample(self, u: Tensor) -> Tensor:
         """Directions [..., 3] from u [..., 2]: u even in the square, they are even over the map's power, rows and columns."""
         h, w = self.image.shape[:2]
-        u = u.double() * self.rows[-1]
-        row = torch.searchsorted(self.rows, u[..., 0].contiguous()).clamp(max=h - 1)
-        share = self.share.view(h, w).sum(1)[row]
+        across, along = u[..., 0].double() * self.rows[-1], u[..., 1].double()
+        row = torch.searchsorted(self.rows, across).clamp(max=h - 1)
+        share = self.row_share[row]
         before = self.rows[row] - share
-        down = ((u[..., 0] - before) / share).clamp(0, 1)
-        flat = before + u[..., 1] / self.rows[-1] * share
+        down = ((across - before) / share).clamp(0, 1)
+        flat = before + along * share
         index = torch.searchsorted(self.cumulative, flat).clamp(row * w, row * w + w - 1)
         right = ((flat - (self.cumulative[index] - self.share[index])) / self.share[index]).clamp(0, 1)
         uv = torch.stack([(index - row * w + right) / w, (row + down) / h], -1)
