@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python run.py --relight --resume outputs/NAME/TRIAL --hdr LIGHT.exr   a material under another light
   python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
 
-every option with its unit and meaning: confs/schema.py, confs/model.py"""
+every option with its unit and meaning: confs/schema.py, confs/model.py, confs/material.py"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +38,8 @@ def parser() -> Parser:
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
     p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
     p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
-    p.add_argument(
-        "--preset", choices=["fast", "balanced", "best"], help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA"
-    )
+    presets = ["fast", "balanced", "best"]
+    p.add_argument("--preset", choices=presets, help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA")
     p.add_argument("--photos", metavar="DIR", help="photographs without cameras: makes the scene dataset.root_dir, or inputs/<DIR>")
     p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
@@ -56,7 +55,7 @@ def parser() -> Parser:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Parse strictly. Raises UserError with a suggestion for a misspelt flag and for flags that do not go together."""
-    from utils.config import suggestion
+    from confs.load import suggestion
 
     p = parser()
     flags = [flag for action in p._actions for flag in action.option_strings]
@@ -65,13 +64,25 @@ def parse(words: list[str]) -> argparse.Namespace:
         if flag.startswith("-") and flag not in flags:
             raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
     args = p.parse_intermixed_args(words)
+    jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask") if getattr(args, name)]
+    alone = next((name for name in ("eval", "relight") if name in jobs), None)
+    if alone and len(jobs) > 1:
+        raise UserError(
+            f"--{alone} does not go with --{next(n for n in jobs if n != alone).replace('_', '-')}; run them one after the other"
+        )
+    for flag, owner in (("gt", "eval"), ("masks", "photos"), ("hdr", "relight"), ("blender", "relight"), ("poses", "relight")):
+        if getattr(args, flag) and owner not in jobs:
+            raise UserError(f"--{flag} goes with --{owner}")
+    for flag in ("config", "preset", "resume" if alone == "eval" else "preset"):
+        if alone and getattr(args, flag):
+            raise UserError(f"--{flag} has no effect on --{alone}")
+    if args.preset and not args.train:
+        raise UserError("--preset goes with --train")
     if args.eval:
         return args
-    if args.masks and not args.photos:
-        raise UserError("--masks goes with --photos; a scene with cameras holds its masks in its own folder")
     if args.relight and not (args.resume and args.hdr):
         raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
-    if not (args.train or args.test or args.mesh or args.relight or args.photos or args.auto_mask):
+    if not jobs:
         raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos or --eval (see --help)")
     if args.photos and not args.config:
         args.config = "confs/neus-colmap.yaml"
@@ -100,8 +111,8 @@ def main(words: list[str] | None = None) -> int:
             return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
         if not (args.train or args.test or args.mesh):
             return 0
-        cfg, state, path = run.prepare(args.config, args.resume, args.overrides, args.preset)
-        return run.execute(cfg, state, path, args.train, args.test, args.mesh)
+        job = run.prepare(args.config, args.resume, args.overrides, args.preset)
+        return run.execute(job, args.train, args.test, args.mesh)
     except UserError as error:
         log.error("error: %s", error)
         return 2

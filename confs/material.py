@@ -8,37 +8,37 @@ from utils.schedule import ramp
 
 
 @dataclass(frozen=True)
-class MaterialConfig:
-    """model.name=material: a mesh that stays as it is, its material and the light around it (NeRO, 2023, stage two)."""
+class MonteCarloConfig:
+    """model.name=material: the material of a fixed mesh and the light around it, by Monte Carlo shading (NeRO, 2023, stage two)."""
 
-    n_diffuse: int = 20  # cosine-weighted directions a surface point in training; half of all make one estimate, half another
+    n_diffuse: int = 20  # cosine-weighted directions a surface point in training; two estimates use half of all directions each
     n_specular: int = 24  # directions of the GGX lobe a surface point in training
-    n_light: int = 20  # directions towards what is bright so far; light=mlp: by the cosine too
+    n_light: int = 20  # directions drawn by the brightness of the recovered light; light=mlp: cosine-weighted too
     n_diffuse_test: int = 32  # the same in pictures
     n_specular_test: int = 48
     n_light_test: int = 64
     hidden: int = 64  # width of the feature network and of its heads
     layers: int = 2  # hidden layers of the feature network
-    light: Literal["texture", "mlp"] = "texture"  # texture: lat-long radiance, fast; mlp: NeRO's networks, by place too
+    light: Literal["texture", "mlp"] = (
+        "texture"  # texture: lat-long radiance map, fast; mlp: NeRO's networks, which depend on the position too
+    )
     light_height: int = 64  # light=texture: rows of the map, twice as many columns
-    light_init: float = 1.0  # light=texture: radiance before training, everywhere
+    light_init: float = 1.0  # light=texture: radiance before training
     light_hidden: int = 128  # light=mlp: width of the light networks (NeRO: 256)
-    light_sphere: bool = False  # light=mlp: tell the outer light where a ray leaves the sphere, for real captures
+    light_sphere: bool = False  # light=mlp: the outer light depends on the point where a ray leaves the sphere, for real captures
     light_max: float = 8.0  # radiance stays below exp(this)
-    human: bool = False  # a photographer who reflects in the object moves with the camera: for real captures
-    smooth: Any = 0.1  # weight, a schedule: material between a point and a jittered one; more wipes out textures
+    photographer: bool = False  # model the reflection of the photographer, which moves with the camera: for real captures
+    smooth: Any = 0.1  # weight, a schedule: difference of the material between a point and a jittered one; more removes texture
     smooth_roughness: Any = field(
         default_factory=lambda: [0.03, 1.0, 0.4, 0.7]
-    )  # schedule: how much of that is asked of the roughness; highlights come late, and tell how bright lights are
+    )  # schedule: factor of that for the roughness; small early, while highlights determine how bright the lamps are
     jitter: float = 0.005  # smallest standard deviation of that jitter, in radii (NeRO's)
-    jitter_far: float = 0.3  # and its largest: what varies slowly over the object is more likely the light
-    edge: float = 0.1  # a difference beyond this is an edge and costs little more; a larger one draws the materials together
-    binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: metallic is 0 or 1, seldom between
-    neutral: float = 0.02  # weight: diffuse light is grey
+    jitter_far: float = 0.3  # and its largest: slow variation over the object is more likely due to light
+    edge: float = 0.1  # differences beyond this count as edges and cost little more; larger values blend materials
+    binary: Any = field(default_factory=lambda: [0.0, 0.05, 0.2, 0.5])  # weight, a schedule: penalty on metallic values between 0 and 1
+    neutral: float = 0.02  # weight: penalty on coloured diffuse light
     light_smooth: float = 0.01  # light=texture, weight: difference of log radiance between neighbouring texels
-    metallic_init: float = (
-        0.1  # at the start, everywhere: from 0.5 on, rough coloured metal explains paint about as well, and all turns to metal
-    )
+    metallic_init: float = 0.1  # before training; from 0.5 on, paint is explained by rough coloured metal and everything becomes metallic
     roughness_init: float = 0.4  # perceptual
     albedo_init: float = 0.5
     smooth_normals: int = 0  # rounds of averaging the mesh's vertex normals with their neighbours: a few for noisy meshes

@@ -1,10 +1,14 @@
-"""The options of the models: encodings, networks, sampling, background. See `confs/schema.py`."""
+"""The options of the methods: encodings, networks, samplers, background. See `confs/schema.py`.
+
+The config of a model is a tagged union: `model.name` selects one of `METHOD_CONFIGS`, and a key that the method does not have is an
+unknown key. `capabilities` lists what a method computes; the loss terms need them (`confs/effects.py`).
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from confs.checks import check, schedules
-from confs.material import MaterialConfig
+from confs.material import MonteCarloConfig
 from utils.schedule import ramp
 
 
@@ -34,8 +38,11 @@ class HashGridConfig:
 class SDFConfig:
     hidden: int = 64  # width of the hidden layers
     layers: int = 1  # hidden layers
-    feature: int = 15  # features handed to the colour network
-    activation: Literal["softplus", "relu", "quadratic"] = "softplus"  # softplus has beta 100; quadratic is its piecewise polynomial twin
+    feature: int = 15  # features passed to the colour network
+    pass_encoding: bool = False  # network=small: pass the position encoding to the colour network too
+    activation: Literal["softplus", "relu", "quadratic"] = (
+        "softplus"  # network=small; softplus has beta 100, quadratic is its piecewise polynomial twin
+    )
     sphere_radius: float = 0.5  # the network is a sphere of this radius at step 0
     network: Literal["small", "neus"] = "small"  # neus: the deep softplus MLP of NeuS with weight norm
     skip: int = 0  # network=neus: layer at which the input enters again; 0: none
@@ -66,7 +73,6 @@ class RadianceConfig:
     sh_degree: int = 4  # dirs=spherical: bands of spherical harmonics, 1..5
     n_frequencies: int = 4  # dirs=frequency: octaves
     ide_degree: int = 4  # dirs=ide: bands 1, 2, 4, ... of the integrated directional encoding, 1..5
-    see_grid: bool = False  # hand the position encoding to the colour network too
 
     def __post_init__(self) -> None:
         check(
@@ -80,21 +86,21 @@ class RadianceConfig:
 
 @dataclass(frozen=True)
 class ShadingConfig:
-    """model.name=nero-shape: materials and lights in place of the colour network."""
+    """model.name=nero-shape: material and light networks in place of the colour network."""
 
     hidden: int = 64  # width of the networks of materials, inner light and occlusion
     layers: int = 2  # hidden layers of each
-    outer: int = 128  # width of the network of the light from outside: a room with windows has more to it than a material
-    separate: bool = False  # networks of their own for albedo, roughness and metallic
+    outer: int = 128  # width of the network of the outer light, which has more detail than a material
+    separate: bool = False  # one network each for albedo, roughness and metallic, as published
     weight_norm: bool = False
     ide_degree: int = 5  # of lights: bands 1, 2, 4, ... of the integrated directional encoding, 1..5
     n_frequencies: int = 8  # octaves of a point for inner light and occlusion
-    light_max: float = 20.0  # bound of every light, where white paper under light 1 is white in the photographs
-    photographer: bool = False  # real captures: one more light that moves with the camera (dataset.up must be right)
-    deferred: bool = True  # shade a ray once, at the mean of its samples; false: each sample, as published
-    min_weight: float = 0.001  # samples (rays) of less weight (opacity) are not shaded
-    occlusion_points: int = 128  # surface points a step whose mirrored ray is marched, for loss.occlusion
-    occlusion_samples: list[int] = field(default_factory=lambda: [64, 16])  # of such a ray: even ones, then some where it meets a surface
+    light_max: float = 20.0  # upper bound of radiance; a white diffuse surface under uniform radiance 1 is white in the photographs
+    photographer: bool = False  # real captures: model the reflection of the photographer, which moves with the camera (needs dataset.up)
+    deferred: bool = True  # shade once a ray, at the weighted mean of its samples; false: every sample, as published
+    min_weight: float = 0.001  # samples (or rays) of smaller weight (or opacity) are not shaded
+    occlusion_points: int = 128  # loss.occlusion: surface points a step whose reflected ray is marched
+    occlusion_samples: list[int] = field(default_factory=lambda: [64, 16])  # loss.occlusion: [uniform, importance] samples of such a ray
 
     def __post_init__(self) -> None:
         n = self.occlusion_samples
@@ -118,11 +124,10 @@ class ShadingConfig:
 @dataclass(frozen=True)
 class OccupancyConfig:
     resolution: int = 128  # cells along a side
-    threshold: float = 0.02  # a cell is occupied when its alpha exceeds this
+    threshold: float = 0.02  # a cell is occupied when its value exceeds this, or the mean over all cells where that is smaller
     every: int = 16  # steps between updates
-    warmup: int = 256  # steps in which every update looks at all cells
     decay: float = 0.5  # of the running maximum, an update
-    margin: float = 0.87  # cells: how far the surface may pass a looked-at point and still count (0.87 is half a diagonal)
+    margin: float = 0.87  # cells: a cell counts when the surface passes within this distance of the evaluated point (0.87: half a diagonal)
 
     def __post_init__(self) -> None:
         check(
@@ -137,7 +142,7 @@ class OccupancyConfig:
 @dataclass(frozen=True)
 class VarianceConfig:
     init: float = 0.3  # v at the start; inv_s = exp(10 v)
-    max_inv_s: Any = 20000.0  # cap, a geometric schedule: [50, 20000, 0, 0.8] holds the surface soft while its shape is found
+    max_inv_s: Any = 20000.0  # upper bound of inv_s, a geometric schedule: [50, 20000, 0, 0.8] keeps the surface soft while its shape forms
 
     def __post_init__(self) -> None:
         schedules("model.variance", self, "max_inv_s", log=True)
@@ -168,7 +173,7 @@ class DensityConfig:
 
     hidden: int = 64
     layers: int = 1  # hidden layers
-    feature: int = 15  # features handed to the colour network
+    feature: int = 15  # features passed to the colour network
     level: float = 5.0  # density, per radius of the unit sphere, at which a mesh is taken
 
     def __post_init__(self) -> None:
@@ -182,15 +187,15 @@ class DensityConfig:
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """Where samples go when no occupancy grid says (`model.sampler`), and the proposals of the learned background."""
+class SamplingConfig:
+    """model.sampler=hierarchical and proposal, and the proposal network of the learned background."""
 
-    n_samples: int = 64  # hierarchical: even samples a ray; proposal: final samples a ray
-    n_importance: int = 64  # hierarchical: samples added where the surface is
-    rounds: int = 4  # hierarchical: in so many rounds, each twice as sharp
-    n_proposal: list[int] = field(default_factory=lambda: [96])  # proposal: places each proposal density is asked at
-    log2_size: int = 15  # of a proposal's hash table
-    top: int = 128  # finest resolution of a proposal
+    n_samples: int = 64  # hierarchical: uniform samples a ray; proposal: final samples a ray
+    n_importance: int = 64  # hierarchical: importance samples a ray
+    rounds: int = 4  # hierarchical: rounds of importance sampling; each doubles inv_s
+    n_proposal: list[int] = field(default_factory=lambda: [96])  # proposal: samples of each proposal network
+    log2_size: int = 15  # rows of a proposal network's hash table, at most 2^this
+    top: int = 128  # finest resolution of a proposal network
 
     def __post_init__(self) -> None:
         check(
@@ -208,8 +213,8 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True)
-class BackdropConfig:
-    """model.background=learned: a second field from the far side of the sphere to the horizon."""
+class BackgroundFieldConfig:
+    """model.background=learned: a second radiance field from the far side of the sphere to the horizon."""
 
     n_levels: int = 8
     n_features: int = 2
@@ -218,18 +223,18 @@ class BackdropConfig:
     top: int = 512
     hidden: int = 32
     feature: int = 15
-    n_proposal: int = 32  # places a ray at which the proposal density is asked
-    n_samples: int = 16  # samples a ray; a picture takes twice as many of both
+    n_proposal: int = 32  # samples of the proposal network a ray
+    n_samples: int = 16  # samples a ray; pictures use twice as many of both
     far: float = 1000.0  # the horizon, in radii
     levels: Any = field(
         default_factory=lambda: [4, 8, 0.0, 0.3]
-    )  # schedule: open levels; few of them cannot imitate the object in each view
-    see_dirs: bool = False  # its colour depends on the view, which leaves it more room to imitate the object in each
+    )  # schedule: open levels; with few of them the background cannot overfit the object in each view
+    view_dependent: bool = False  # colour depends on the view direction; true lets the background overfit the object in each view
 
     def __post_init__(self) -> None:
-        schedules("model.backdrop", self, "levels")
+        schedules("model.background_field", self, "levels")
         check(
-            "model.backdrop",
+            "model.background_field",
             n_levels=(1 <= self.n_levels <= 32, f"must lie in 1..32, got {self.n_levels}"),
             n_features=(self.n_features in (1, 2, 4, 8), f"must be 1, 2, 4 or 8, got {self.n_features}"),
             log2_size=(8 <= self.log2_size <= 24, f"must lie in 8..24, got {self.log2_size}"),
@@ -241,45 +246,128 @@ class BackdropConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    name: Literal["neus", "nerf", "nero-shape", "material"] = "neus"
+class MethodConfig:
+    """Options of every method; `name` is the tag of the union."""
+
+    name: str = ""
     radius: float = 1.0  # of the sphere that holds the object
-    samples_per_ray: Any = 256  # schedule; training step length = 2 sqrt(3) radius / this: on few cores more rays beat finer steps
-    samples_per_ray_test: int = 1024  # the same for pictures of views
-    background: Literal["random", "black", "white", "learned"] = "random"  # behind the object in training; learned: a field of its own
-    refine: float = 0.5  # progress from which on long intervals are looked at where they cross the surface, not in their middle; 1: never
-    cos_anneal_end: float = 0.25  # progress at which the true cosine is used
+    background: Literal["auto", "random", "black", "white", "learned"] = "auto"
+    # behind the object in training; learned: a radiance field; auto: learned without masks, else random
     encoding: Literal["hashgrid", "frequency", "ipe", "identity+hashgrid", "identity+frequency", "identity+ipe"] = (
-        "hashgrid"  # of positions (an SDF always sees the position itself too; ipe is NeRF's)
+        "hashgrid"  # of positions (an SDF network always receives the position itself too; ipe is NeRF's)
     )
-    sampler: Literal["occupancy", "hierarchical", "proposal"] = "occupancy"  # hierarchical is NeuS's, proposal NeRF's
-    gradient_scaling: bool = False  # gradients times min(1, distance to the camera ^2): against floaters near cameras
     grid: HashGridConfig = field(default_factory=HashGridConfig)
-    sdf: SDFConfig = field(default_factory=SDFConfig)
-    radiance: RadianceConfig = field(default_factory=RadianceConfig)
-    shading: ShadingConfig = field(default_factory=ShadingConfig)
-    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
-    variance: VarianceConfig = field(default_factory=VarianceConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
-    density: DensityConfig = field(default_factory=DensityConfig)
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
-    backdrop: BackdropConfig = field(default_factory=BackdropConfig)
-    mesh: Optional[str] = None  # name=material: the mesh in world units, or the run folder that holds mesh/mesh.ply
-    material: MaterialConfig = field(default_factory=MaterialConfig)
 
     def __post_init__(self) -> None:
+        check(
+            "model",
+            radius=(self.radius > 0, f"must be positive, got {self.radius}"),
+            encoding=("ipe" not in self.encoding or self.name == "nerf", "ipe is for model.name=nerf; use frequency"),
+        )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the method computes, of: colour, opacity, samples, sdf, occlusion, background, proposals."""
+        return frozenset({"colour"})
+
+
+@dataclass(frozen=True)
+class VolumeConfig(MethodConfig):
+    """Options of the methods that render by volume rendering."""
+
+    samples_per_ray: Any = 256  # schedule; least step length = 2 sqrt(3) radius / this. A soft surface takes longer steps: 1 / (2 inv_s)
+    samples_per_ray_test: int = 1024  # the same for pictures
+    sampler: Literal["occupancy", "hierarchical", "proposal"] = "occupancy"  # hierarchical is NeuS's, proposal NeRF's
+    gradient_scaling: bool = False  # gradients times min(1, distance to the camera ^2): against floaters near cameras
+    occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    background_field: BackgroundFieldConfig = field(default_factory=BackgroundFieldConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         schedules("model", self, "samples_per_ray", log=True)
+        steps = ramp(self.samples_per_ray)
         other = "hierarchical" if self.name == "nerf" else "proposal"
         check(
             "model",
             sampler=(self.sampler != other, f"{self.sampler} is not for model.name={self.name}; use occupancy"),
-            encoding=(self.name == "nerf" or "ipe" not in self.encoding, "ipe is for model.name=nerf; use frequency"),
-            refine=(0 <= self.refine <= 1, f"must lie in [0, 1], got {self.refine}"),
-            radius=(self.radius > 0, f"must be positive, got {self.radius}"),
+            samples_per_ray=(min(steps.start, steps.end) >= 16, f"must be at least 16, got {self.samples_per_ray}"),
             samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
-            samples_per_ray=(
-                min(ramp(self.samples_per_ray).start, ramp(self.samples_per_ray).end) >= 16,
-                f"must be at least 16, got {self.samples_per_ray}",
-            ),
+        )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        learned = {"background", "proposals"} if self.background == "learned" else set()
+        proposals = {"proposals"} if self.sampler == "proposal" else set()
+        return frozenset({"colour", "opacity", "samples", *learned, *proposals})
+
+
+@dataclass(frozen=True)
+class SurfaceConfig(VolumeConfig):
+    """Options of the methods whose geometry is an SDF."""
+
+    refine: float = 0.5  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
+    cos_anneal_end: float = 0.25  # progress from which the true cosine is used
+    sdf: SDFConfig = field(default_factory=SDFConfig)
+    variance: VarianceConfig = field(default_factory=VarianceConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            "model",
+            refine=(0 <= self.refine <= 1, f"must lie in [0, 1], got {self.refine}"),
             cos_anneal_end=(0 <= self.cos_anneal_end <= 1, f"must lie in [0, 1], got {self.cos_anneal_end}"),
         )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return super().capabilities | {"sdf"}
+
+
+@dataclass(frozen=True)
+class NeuSConfig(SurfaceConfig):
+    name: str = "neus"
+    radiance: RadianceConfig = field(default_factory=RadianceConfig)
+
+
+@dataclass(frozen=True)
+class NeROConfig(SurfaceConfig):
+    """NeRO's first stage."""
+
+    name: str = "nero-shape"
+    shading: ShadingConfig = field(default_factory=ShadingConfig)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return super().capabilities | {"occlusion"}
+
+
+@dataclass(frozen=True)
+class NeRFConfig(VolumeConfig):
+    name: str = "nerf"
+    density: DensityConfig = field(default_factory=DensityConfig)
+    radiance: RadianceConfig = field(default_factory=RadianceConfig)
+
+
+@dataclass(frozen=True)
+class MaterialConfig(MethodConfig):
+    """NeRO's second stage."""
+
+    name: str = "material"
+    background: Literal["auto", "random", "black", "white", "learned"] = "white"
+    mesh: Optional[str] = None  # the mesh in world units, or the run folder that holds mesh/mesh.ply
+    material: MonteCarloConfig = field(default_factory=MonteCarloConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("model", background=(self.background in ("black", "white"), f"must be black or white here, got {self.background}"))
+
+
+# model.name -> its options; a method from outside adds its own (`systems/build.py`)
+METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
+    "neus": NeuSConfig,
+    "nerf": NeRFConfig,
+    "nero-shape": NeROConfig,
+    "material": MaterialConfig,
+}

@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional
 
 from confs.checks import check, schedules
 from confs.material import RelightConfig
-from confs.model import ModelConfig
+from confs.model import MethodConfig, NeuSConfig
 
 CENTERS = ("auto", "cameras", "lookat", "points", "bbox", "given")
 UPS = ("auto", "cameras", "ground", "given")
@@ -31,7 +31,7 @@ class DatasetConfig:
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them
-    clean_edges: bool = True  # training: pixels just inside a mask's edge, which mix object and surroundings, take the object's colour
+    clean_edges: bool = True  # training: replace the mixed pixels just inside a mask's edge by the object's colour nearby
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
@@ -60,23 +60,23 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights, each a schedule (`Any`) of the term of the same name in `systems/losses.py`; a term of weight 0 is not computed."""
+    """Weights of the terms of the same names in `systems/losses.py`, each a schedule (`Any`); a term of weight 0 is not computed."""
 
-    rgb: Any = 1.0  # mean absolute colour error: the default, sharp and hard to upset
-    rgb_mse: Any = 0.0  # mean squared colour error: what PSNR measures, for NeRF
-    rgb_smooth_l1: Any = 0.0  # Huber: squared for small errors, absolute for large; with NeRF on noisy photographs
+    rgb: Any = 1.0  # mean absolute colour error: the default, sharp and robust to outliers
+    rgb_mse: Any = 0.0  # mean squared colour error, which PSNR measures, for NeRF
+    rgb_smooth_l1: Any = 0.0  # Huber loss: squared for small errors, absolute for large ones; for NeRF on noisy photographs
     rgb_charbonnier: Any = 0.0  # rounded absolute error of a pixel's three channels together, for glossy scenes (NeRO)
-    mask: Any = 0.1  # cross entropy of opacity and mask, where there are masks: the surest way to a silhouette
+    mask: Any = 0.1  # cross entropy of opacity and mask, where there are masks: fits the silhouette
     eikonal: Any = 0.1  # (|grad sdf| - 1)^2 on samples and on random points of the sphere: keeps the field a distance
     curvature: Any = 0.0  # change of the normal near samples (analytic normals), |Laplacian| x eps (finite): smooths; warm up and decay
     opaque: Any = 0.0  # entropy of opacity: rays hit or miss; against half-transparent objects, late in a run
-    sparsity: Any = 0.0  # exp(-sparsity_scale |sdf|) on random points: removes surfaces in space that no view sees
-    points: Any = 0.0  # |sdf| at structure-from-motion points, where the scene has them: pulls the surface to what was measured (Geo-NeuS)
-    distortion: Any = 0.0  # weights of a ray far apart: gathers a NeRF's fog into surfaces (mip-NeRF 360), 0.001 to 0.01
+    sparsity: Any = 0.0  # exp(-sparsity_scale |sdf|) on random points: removes surfaces outside every view
+    points: Any = 0.0  # |sdf| at structure-from-motion points, where the scene has them (Geo-NeuS)
+    distortion: Any = 0.0  # spread of a ray's weights: concentrates a NeRF's density at surfaces (mip-NeRF 360), 0.001 to 0.01
     distortion_bg: Any = 0.0  # the same on the learned background
-    interlevel: Any = 1.0  # teaches the proposals where samples are needed; leave at 1
-    occlusion: Any = 0.0  # teaches NeRO which mirrored views meet the object itself; once the shape is roughly there
-    sparsity_scale: float = 10.0  # 1 / the distance to a surface at which sparsity lets go
+    interlevel: Any = 1.0  # trains the proposal networks to bound the final weights; leave at 1
+    occlusion: Any = 0.0  # trains NeRO's occlusion network on marched reflections; from when the shape is roughly known
+    sparsity_scale: float = 10.0  # 1 / the distance to a surface beyond which the sparsity term vanishes
     eikonal_points: int = 2048  # points drawn uniformly in the sphere for the eikonal and sparsity terms
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ def loss_weights() -> list[str]:
 class OptimConfig:
     lr: float = 0.01  # networks
     lr_grid: float = 0.01  # hash table
-    lr_backdrop: float = 0.03  # hash tables of the learned background
+    lr_background: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
@@ -111,7 +111,7 @@ class OptimConfig:
             "optim",
             lr=(self.lr > 0, f"must be positive, got {self.lr}"),
             lr_grid=(self.lr_grid > 0, f"must be positive, got {self.lr_grid}"),
-            lr_backdrop=(self.lr_backdrop > 0, f"must be positive, got {self.lr_backdrop}"),
+            lr_background=(self.lr_background > 0, f"must be positive, got {self.lr_background}"),
             lr_variance=(self.lr_variance >= 0, f"must not be negative, got {self.lr_variance}"),
             betas=(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"must be two numbers in [0, 1), got {self.betas}"),
             warmup=(0 <= self.warmup < 1, f"must lie in [0, 1), got {self.warmup}"),
@@ -136,9 +136,8 @@ class TrainerConfig:
     val_minutes: float = 1.0  # minutes of training between validation images; 0: none
     save_minutes: float = 2.0  # minutes of training between checkpoints
     save_every: int = 0  # or steps between checkpoints; 0: by minutes only
-    keep: int = 2  # numbered checkpoints kept beside last.pt
     finish: bool = True  # test and mesh after training
-    average: float = 0.1  # share of the run, at its end, whose weights are averaged: the last steps' noise cancels; 0: none
+    average: float = 0.1  # last share of the run over which the weights are averaged; 0: none
     max_skipped: int = 50  # non-finite steps in a row that stop the run
     chunk: int = 4096  # rays rendered at once
 
@@ -155,7 +154,6 @@ class TrainerConfig:
             val_minutes=(self.val_minutes >= 0, f"must not be negative, got {self.val_minutes}"),
             save_minutes=(self.save_minutes > 0, f"must be positive, got {self.save_minutes}"),
             save_every=(self.save_every >= 0, f"must not be negative, got {self.save_every}"),
-            keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
             average=(0 <= self.average < 1, f"must lie in [0, 1), got {self.average}"),
             chunk=(self.chunk >= 1, f"must be at least 1, got {self.chunk}"),
         )
@@ -197,7 +195,7 @@ class Config:
     tag: str = ""  # prefixes the time stamp of the trial
     seed: Optional[int] = None  # drawn and recorded when absent
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: MethodConfig = field(default_factory=NeuSConfig)  # the section of model.name (confs/model.py)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -207,11 +205,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check("config", seed=(self.seed is None or 0 <= self.seed < 2**31, f"must lie in 0..2^31-1, got {self.seed}"))
-        learned = self.model.background == "learned"
         check(
             "model",
             background=(
-                not (learned and self.dataset.apply_mask),
-                "learned shows the photographs whole; set dataset.apply_mask=false (loss.mask > 0 still uses the masks)",
+                not (self.model.background == "learned" and self.dataset.apply_mask),
+                "learned renders the photographs whole; set dataset.apply_mask=false (loss.mask > 0 still uses the masks)",
             ),
         )

@@ -1,7 +1,7 @@
-"""The world behind the object: a second field over contracted space, from the far side of the sphere to the horizon.
+"""The learned background: a second radiance field over contracted space, from the far side of the sphere to the horizon.
 
-Its density is per unit of contracted length. Sampled evenly in 1/t by a small proposal density (`models/proposal.py`). The
-last interval is opaque, so the colour is a convex mixture of colours in (0, 1): it can become neither negative nor NaN.
+Its density is per unit of contracted length. It is sampled uniformly in 1/t by a small proposal network (`models/proposal.py`).
+The last interval is opaque, so the colour is a convex combination of colours in (0, 1).
 """
 
 from dataclasses import dataclass
@@ -9,77 +9,75 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from confs.model import BackgroundFieldConfig
 from models.field import DensityNetwork, contract
+from models.method import RenderContext
 from models.network import open_levels
-from models.proposal import PropNetEstimator, Proposed, dense_weights
+from models.proposal import PropNetEstimator, ProposalSamples, dense_weights
 from models.radiance import RadianceNetwork
 from utils.rays import Rays
-from utils.schedule import Ramp
+from utils.schedule import ramp
 
-ANYWHERE = 0.3  # share of the samples that follow no proposal: the horizon explains everything a little and would keep all of them
-BESIDE = 0.8  # share of the way past the sphere from which on rays beside it look: nearer, each camera would paint a wall
-FINER = 2  # times as many samples without jitter: training averages over places, a picture does not
-OPAQUE = 0.999  # foreground opacity from which on nobody sees the background
+UNIFORM = 0.3  # share of the samples drawn uniformly: every interval of the horizon has some weight and would take all of them
+BESIDE = 0.8  # share of the way to the sphere's nearest point from which rays beside it are sampled; nearer, cameras overfit
+FINER = 2  # factor on the samples of pictures: training averages over random samples, a picture does not
+OPAQUE = 0.999  # foreground opacity from which the background is not evaluated
 
 
 @dataclass(frozen=True)
-class Behind:
-    """The background of R rays, of which B were looked at."""
+class BackgroundOutput:
+    """The background of R rays, evaluated for B of them."""
 
-    rgb: Tensor  # [R, 3], 0 for rays that were not looked at
-    seen: Tensor  # [B] int64, the rays that were
-    proposed: Proposed  # their intervals, n each
+    rgb: Tensor  # [R, 3], 0 for rays that were not evaluated
+    rays: Tensor  # [B] int64, indices of the evaluated rays
+    proposals: ProposalSamples  # their intervals, n each
     weights: Tensor  # [B, n], sum 1
 
 
 class Background(nn.Module):
-    """Rays -> colour of what lies behind the sphere (or, for a ray beside it, from shortly before it passes).
+    """Rays -> colour behind the sphere (for a ray beside the sphere: from shortly before it passes)."""
 
-    far: the horizon, in radii. levels: open levels of the field over progress; while they are few it cannot paint in each
-    view what belongs into the sphere, where all views must agree.
-    """
-
-    def __init__(
-        self, proposal: DensityNetwork, field: DensityNetwork, radiance: RadianceNetwork, n_proposal: int, n_samples: int, far: float, levels: Ramp
-    ):  # fmt: skip
+    def __init__(self, cfg: BackgroundFieldConfig, proposal: DensityNetwork, field: DensityNetwork, radiance: RadianceNetwork):
         super().__init__()
+        self.cfg, self.levels = cfg, ramp(cfg.levels)
         self.proposal, self.field, self.radiance = proposal, field, radiance
-        self.n_proposal, self.n_samples, self.far, self.levels = n_proposal, n_samples, far, levels
-        self.estimator = PropNetEstimator(floor=ANYWHERE)
+        self.estimator = PropNetEstimator(floor=UNIFORM)
 
-    def forward(self, rays: Rays, opacity: Tensor, progress: float, stratified: bool = False, everywhere: bool = False) -> Behind:
-        """Look behind the rays [R] whose foreground opacity [R] leaves something to be seen, or behind all (`everywhere`)."""
+    def forward(self, rays: Rays, opacity: Tensor, context: RenderContext) -> BackgroundOutput:
+        """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE, or all (context.full_background)."""
         with torch.no_grad():
-            seen = torch.nonzero((opacity < OPAQUE) | everywhere)[:, 0]
-            some = rays[seen]
+            chosen = torch.nonzero((opacity < OPAQUE) | context.full_background)[:, 0]
+            some = rays[chosen]
             beside = BESIDE * -(some.origins * some.dirs).sum(-1)  # of the distance to the point nearest the centre
             start = torch.where(some.near < some.far, some.far, torch.maximum(beside, some.near)).clamp(min=1e-2)
-            end = torch.full_like(start, self.far * self.field.radius)
+            end = torch.full_like(start, self.cfg.far * self.field.radius)
 
         def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
-            x = _at(some[slice(0, len(t_starts))], (t_starts + t_ends) / 2)
-            return self.proposal.density(x.view(-1, 3)).view(t_starts.shape) * self.shrink(some[slice(0, len(t_starts))], t_starts, t_ends)
+            part = some[slice(0, len(t_starts))]
+            x = _at(part, (t_starts + t_ends) / 2)
+            return self.proposal.density(x.view(-1, 3)).view(t_starts.shape) * self.contracted_share(part, t_starts, t_ends)
 
+        stratified = context.training
         grad = stratified and torch.is_grad_enabled()
         finer = 1 if stratified else FINER
-        n_proposal, n_samples = finer * self.n_proposal, finer * self.n_samples
-        proposed = self.estimator.sampling([sigma], [n_proposal], n_samples, start, end, "lindisp", stratified, grad, opaque_end=True)
-        x = _at(some, (proposed.t_starts + proposed.t_ends) / 2)  # [B, n, 3]
-        density, feature = self.field(x.reshape(-1, 3), open_levels(self.field.grid, self.levels, progress))
-        density = density.view(x.shape[:2]) * self.shrink(some, proposed.t_starts, proposed.t_ends)
-        weights = dense_weights(density, proposed.t_starts, proposed.t_ends, opaque_end=True)
+        n_proposal, n_samples = finer * self.cfg.n_proposal, finer * self.cfg.n_samples
+        proposals = self.estimator.sampling([sigma], [n_proposal], n_samples, start, end, "lindisp", stratified, grad, opaque_end=True)
+        x = _at(some, (proposals.t_starts + proposals.t_ends) / 2)  # [B, n, 3]
+        density, feature = self.field(x.reshape(-1, 3), open_levels(self.field.encoding, self.levels, context.progress))
+        density = density.view(x.shape[:2]) * self.contracted_share(some, proposals.t_starts, proposals.t_ends)
+        weights = dense_weights(density, proposals.t_starts, proposals.t_ends, opaque_end=True)
         dirs = self.radiance.encode_dirs(some.dirs)
         dirs = dirs[:, None].expand(-1, n_samples, -1).reshape(len(feature), dirs.shape[-1])
         colour = self.radiance(feature, None, dirs).view(*x.shape[:2], 3)
         rgb = (weights[..., None] * colour).sum(1)
-        return Behind(rgb.new_zeros(len(rays), 3).index_copy(0, seen, rgb), seen, proposed, weights)
+        return BackgroundOutput(rgb.new_zeros(len(rays), 3).index_copy(0, chosen, rgb), chosen, proposals, weights)
 
     @torch.no_grad()
-    def shrink(self, rays: Rays, t_starts: Tensor, t_ends: Tensor) -> Tensor:
+    def contracted_share(self, rays: Rays, t_starts: Tensor, t_ends: Tensor) -> Tensor:
         """Contracted length of intervals [R, n] over their length.
 
-        Densities count by contracted length: else the far intervals, hundreds of radii long, are opaque from the start and
-        the horizon is never seen.
+        Densities count per contracted length: else the far intervals, hundreds of radii long, are opaque from the start and
+        hide the horizon.
         """
         edges = torch.cat([t_starts, t_ends[:, -1:]], 1)
         length = contract(_at(rays, edges) / self.field.radius).diff(dim=1).norm(dim=-1)

@@ -1,4 +1,4 @@
-"""Where along a ray to look: the occupancy grid (nerfacc's estimator, with a cheaper refresh and our own marching)."""
+"""The occupancy grid: nerfacc's estimator with a cheaper refresh and our own marching."""
 
 import logging
 from collections.abc import Callable
@@ -7,7 +7,10 @@ import torch
 from nerfacc import OccGridEstimator
 from torch import Tensor
 
+from confs.model import OccupancyConfig
 from models.march import march
+from models.method import Sampler
+from models.proposal import ProposalSamples
 from utils.rays import Rays, Samples
 
 logging.getLogger("nerfacc").setLevel(logging.ERROR)
@@ -25,24 +28,22 @@ def dilate(cells: Tensor) -> Tensor:
     return cells
 
 
-class OccupancyGrid(OccGridEstimator):
+class OccupancyGrid(OccGridEstimator, Sampler):
     """Cells of [-radius, radius]^3 that may hold the surface.
 
-    nerfacc keeps the running maximum and binarises it; here each refresh looks at the occupied cells, their neighbours and
-    every 16th other cell, each once, so that it is cheap and its result does not depend on the order of threads. Cells
-    outside the sphere are never occupied (marked -1 as nerfacc marks unseen ones).
+    nerfacc keeps the running maximum and binarises it. Each refresh evaluates the occupied cells, their neighbours and every
+    16th other cell, each once: it is cheap, and its result does not depend on the order of threads. Cells outside the sphere
+    are never occupied (-1, nerfacc's mark of unseen cells).
     """
 
     STRIDE = 16
 
-    def __init__(
-        self, radius: float, resolution: int, threshold: float, decay: float, every: int, margin: float = 0.87, backend: str = "torch"
-    ):
-        super().__init__([-radius] * 3 + [radius] * 3, resolution=resolution, levels=1)
-        self.radius, self.threshold, self.decay, self.every, self.margin, self.backend = radius, threshold, decay, every, margin, backend
-        self.phase, self.died = 0, False
-        centres = (self.grid_coords + 0.5) / resolution * 2 - 1
-        self.occs[centres.norm(dim=1) > 1 + 3**0.5 / resolution] = -1
+    def __init__(self, cfg: OccupancyConfig, radius: float, backend: str = "torch"):
+        super().__init__([-radius] * 3 + [radius] * 3, resolution=cfg.resolution, levels=1)
+        self.cfg, self.radius, self.margin, self.backend = cfg, radius, cfg.margin, backend
+        self.phase, self.warned = 0, False
+        centres = (self.grid_coords + 0.5) / cfg.resolution * 2 - 1
+        self.occs[centres.norm(dim=1) > 1 + 3**0.5 / cfg.resolution] = -1
         self.binaries = (self.occs >= 0).view(self.binaries.shape)
 
     @property
@@ -55,18 +56,15 @@ class OccupancyGrid(OccGridEstimator):
         """Occupied share of the sphere's cells."""
         return float(self.binaries.sum() / (self.occs >= 0).sum().clamp(min=1))
 
-    def before_step(self, step: int, occupancy: Callable[[Tensor], Tensor]) -> None:
-        """Refresh every `every` steps; `occupancy` maps points [P, 3] to values [P] in [0, 1].
-
-        Where no cell is left nothing would be sampled, and nothing learned ever again: all are then looked at once more.
-        """
-        if step % self.every == 0:
-            self.phase = step // self.every % self.STRIDE
-            self._update(step, occupancy, self.threshold, self.decay, warmup_steps=1)
+    def refresh(self, step: int, value: Callable[[Tensor], Tensor]) -> None:
+        """Update every `every` steps. An empty grid would give no samples and no gradient: all cells are then occupied again."""
+        if step % self.cfg.every == 0:
+            self.phase = step // self.cfg.every % self.STRIDE
+            self._update(step, value, self.cfg.threshold, self.cfg.decay, warmup_steps=1)
             if not self.binaries.any():
-                if not self.died:
-                    log.warning("step %d: no cell is occupied any more; all are looked at again", step)
-                self.died = True
+                if not self.warned:
+                    log.warning("step %d: no cell is occupied any more; all are occupied again", step)
+                self.warned = True
                 self.binaries = (self.occs >= 0).view(self.binaries.shape)
 
     def _sample_uniform_and_occupied_cells(self, n: int) -> list[Tensor]:
@@ -74,14 +72,13 @@ class OccupancyGrid(OccGridEstimator):
         near[self.phase :: self.STRIDE] = True
         return [torch.nonzero(near & (self.occs >= 0))[:, 0]]
 
-    def sampling(self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable | None = None) -> Samples:
-        """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps.
-
-        `field` is for samplers that ask it (`models/importance.py`).
-        """
+    def sample(
+        self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Samples, ProposalSamples | None]:
+        """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps."""
         if self.backend == "nerfacc":
             near = rays.near if jitter is None else rays.near + jitter * step
-            index, t_starts, t_ends = super().sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)
+            index, t_starts, t_ends = self.sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)
             counts = torch.bincount(index, minlength=len(rays))
-            return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
-        return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend)
+            return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)])), None
+        return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend), None

@@ -7,7 +7,7 @@ from models.network import mlp, trunc_exp
 
 
 def contract(x: Tensor) -> Tensor:
-    """All of space [..., 3] into the ball of radius 2: |x| <= 1 stays, beyond x -> (2 - 1/|x|) x/|x| (mip-NeRF 360, 2022)."""
+    """Map space [..., 3] into the ball of radius 2: x for |x| <= 1, else (2 - 1/|x|) x/|x| (mip-NeRF 360, 2022)."""
     norm = x.norm(dim=-1, keepdim=True).clamp(min=1.0)
     return (2 - 1 / norm) * (x / norm)
 
@@ -19,16 +19,16 @@ class DensityNetwork(nn.Module):
     """
 
     def __init__(
-        self, encoding: nn.Module, radius: float, hidden: int, layers: int, n_features: int, bounded: bool = True, bias: float = -1.0
+        self, encoding: nn.Module, radius: float, *, hidden: int, layers: int, n_features: int, bounded: bool = True, bias: float = -1.0
     ):
         super().__init__()
-        self.grid, self.radius, self.bounded, self.bias = encoding, radius, bounded, bias
+        self.encoding, self.radius, self.bounded, self.bias = encoding, radius, bounded, bias
         self.n_features = n_features
         self.net = mlp(encoding.width, hidden, layers, 1 + n_features)
 
     @property
     def n_levels(self) -> int:
-        return self.grid.n_levels
+        return self.encoding.n_levels
 
     def unit(self, x: Tensor) -> Tensor:
         """Points of space -> [0, 1]^3."""
@@ -38,7 +38,7 @@ class DensityNetwork(nn.Module):
         """(log density [S], features [S, F]); variance [S, 3] of the points where the encoding averages over them."""
         with torch.autocast(x.device.type, enabled=False):
             blurred = {} if variance is None else {"variance": variance / self.radius**2}
-            out = self.net(self.grid(self.unit(x), n_levels, **blurred).float())
+            out = self.net(self.encoding(self.unit(x), n_levels, **blurred).float())
         return out[:, 0] + self.bias, out[:, 1:]
 
     def forward(self, x: Tensor, n_levels: float | None = None, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Directions of light at a surface, how likely they are drawn, and what the surface makes of them.
+"""Directions of light at a surface, their sampling densities and their weights in the reflected radiance.
 
 Everything lives in the local frame whose z axis is the normal. alpha is the GGX width, the square of the perceptual
 roughness. Shapes: P points, D directions a point; view and light directions point away from the surface.
@@ -13,6 +13,8 @@ from math import pi
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from models.brdf import distribution, fresnel_schlick, smith_visibility
 
 LEAST_COSINE = 1e-3  # a view below the horizon of an interpolated normal counts as grazing
 
@@ -57,21 +59,6 @@ def sample_ggx(u: Tensor, view: Tensor, alpha: Tensor) -> Tensor:
     return 2 * (view * half).sum(-1, keepdim=True) * half - view
 
 
-def distribution(half: Tensor, alpha: Tensor) -> Tensor:
-    """Density of microfacet normals D at half [..., 3]; alpha [...]. Written with sines, which keep their digits at the peak."""
-    a2 = alpha * alpha
-    spread = half[..., 0] ** 2 + half[..., 1] ** 2 + a2 * half[..., 2] ** 2
-    return a2 / (pi * spread * spread).clamp(min=1e-30)
-
-
-def smith(cos_light: Tensor, cos_view: Tensor, alpha: Tensor) -> Tensor:
-    """Masking and shadowing, height-correlated, over 4 cos_light cos_view."""
-    a2 = alpha * alpha
-    light = cos_view * (cos_light**2 * (1 - a2) + a2).sqrt()
-    view = cos_light * (cos_view**2 * (1 - a2) + a2).sqrt()
-    return 0.5 / (light + view).clamp(min=1e-12)
-
-
 def pdf_cosine(light: Tensor) -> Tensor:
     """Density [...] of `sample_cosine` at light [..., 3]."""
     return light[..., 2].clamp(min=0) / pi
@@ -87,8 +74,8 @@ def pdf_ggx(light: Tensor, view: Tensor, alpha: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What a direction's radiance counts for, already over the density it was drawn with and the number of directions.
+class BRDFWeights:
+    """Factors on the radiance of each direction: BRDF times cosine, divided by the sampling density and the number of directions.
 
     Reflected radiance = albedo (1 - metallic) sum(diffuse L) + F0 sum(base L) + sum(edge L).
     """
@@ -104,7 +91,7 @@ class Weights:
 
 def shading_weights(
     light: Tensor, view: Tensor, alpha: Tensor, n_cosine: int, n_ggx: int, others: Tensor | None = None, drawn: Tensor | None = None
-) -> Weights:
+) -> BRDFWeights:
     """Weights of directions drawn as a mixture, by the balance heuristic (Veach).
 
     light [P, D, 3], view [P, 3], alpha [P] (differentiable); n_cosine, n_ggx: how many of D each strategy drew; others [P, D]:
@@ -121,9 +108,9 @@ def shading_weights(
         if others is not None:
             density = density + others
         scale = torch.where(cos_light > 0, cos_light / density.clamp(min=1e-12), 0.0)
-        rim = (1 - (half * light).sum(-1)).clamp(0, 1) ** 5
-    specular = distribution(half, a) * smith(cos_light.clamp(min=0), cos_view, a) * scale
-    return Weights(scale / pi, specular * (1 - rim), specular * rim)
+        rim = fresnel_schlick((half * light).sum(-1))
+    specular = distribution(half, a) * smith_visibility(cos_light.clamp(min=0), cos_view, a) * scale
+    return BRDFWeights(scale / pi, specular * (1 - rim), specular * rim)
 
 
 def to_local(frame: Tensor, view: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from confs.model import SamplingConfig
 from models.density import EPS
+from models.method import Sampler
 from models.proposal import importance
 from utils.rays import Rays, Samples
 
@@ -33,24 +35,19 @@ def crossing_weights(t: Tensor, sdf: Tensor, inv_s: float) -> Tensor:
     return alpha * trans
 
 
-class HierarchicalSampler(nn.Module):
-    """n_samples even intervals, then n_importance more in `rounds` rounds, each twice as sharp as the one before (from 64).
+class HierarchicalSampler(Sampler):
+    """n_samples uniform intervals, then n_importance more in `rounds` rounds; inv_s is 64 in the first and doubles in each."""
 
-    Stands where `OccupancyGrid` stands; it asks the field itself, so there is nothing to refresh.
-    """
-
-    share = 1.0  # of space that is looked at
-
-    def __init__(self, n_samples: int = 64, n_importance: int = 64, rounds: int = 4):
+    def __init__(self, cfg: SamplingConfig):
         super().__init__()
-        self.n_samples, self.n_importance, self.rounds = n_samples, n_importance, rounds
-
-    def before_step(self, step: int, occupancy: Callable[[Tensor], Tensor]) -> None:
-        """Nothing to refresh."""
+        self.n_samples, self.n_importance, self.rounds = cfg.n_samples, cfg.n_importance, cfg.rounds
 
     @torch.no_grad()
-    def sampling(self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable[[Tensor], Tensor] | None = None) -> Samples:
-        """field: points [P, 3] -> signed distance [P]; jitter [R] in [0, 1) shifts the even samples, `step` says nothing here."""
+    def sample(
+        self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Samples, None]:
+        """field: points [P, 3] -> signed distance [P]; jitter [R] in [0, 1) shifts the uniform samples; `step` is not used."""
+        assert field is not None
         hit = torch.nonzero(rays.near < rays.far)[:, 0]
         some = rays[hit]
 
@@ -70,4 +67,4 @@ class HierarchicalSampler(nn.Module):
             t, order = torch.cat([t, new], 1).sort(1)
             if i + 1 < self.rounds:
                 sdf = torch.cat([sdf, sdf_at(new)], 1).gather(1, order)
-        return pack_dense(t, hit, len(rays))
+        return pack_dense(t, hit, len(rays)), None

@@ -18,11 +18,11 @@ from utils.rays import Rays, Samples
 
 FARTHEST_STEP = 1e10
 MAX_POINTS = 2**24  # of a ray's lattice: a float32 counts no further
-CHUNK = 2**19  # lattice points looked at together
+CHUNK = 2**19  # lattice points evaluated together
 
 
 @dataclass(frozen=True)
-class Course:
+class GridRays:
     """R rays in the grid's own units: a midpoint t lies at origins + t * dirs, in cells of level 0 from the grid's centre."""
 
     origins: Tensor  # [R, 3]
@@ -32,7 +32,7 @@ class Course:
     span: Tensor  # [R, 2] int32: no samples but of first <= k < stop (a constant step's; two or three points too wide)
 
 
-def course(rays: Rays, levels: int, res: int, radius: float, step: float, jitter: Tensor | None) -> Course:
+def grid_rays(rays: Rays, levels: int, res: int, radius: float, step: float, jitter: Tensor | None) -> GridRays:
     """What both backends start from."""
     reach = radius * 2.0 ** (levels - 1) * (1 + 1e-4)  # a little too far: cells decide
     a, b = (-reach - rays.origins) / rays.dirs, (reach - rays.origins) / rays.dirs
@@ -45,7 +45,7 @@ def course(rays: Rays, levels: int, res: int, radius: float, step: float, jitter
     stop = ((end - t_first) / step).ceil() + 1
     span = torch.where(meets[:, None], torch.stack([first, stop], -1), 0).clamp(0, MAX_POINTS).int()
     per_cell = res / (2 * radius)
-    return Course((rays.origins * per_cell).contiguous(), (rays.dirs * per_cell).contiguous(), t_first.contiguous(), end, span)
+    return GridRays((rays.origins * per_cell).contiguous(), (rays.dirs * per_cell).contiguous(), t_first.contiguous(), end, span)
 
 
 def occupied(x: Tensor, y: Tensor, z: Tensor, binaries: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def pack(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> 
     return Samples(t_starts, t_ends, ray_indices, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
-def _march_constant(c: Course, binaries: Tensor, step: float) -> Samples:
+def _march_constant(c: GridRays, binaries: Tensor, step: float) -> Samples:
     """All lattice points of a chunk of rays at once."""
     n_rays, parts = len(c.end), []
     longest = int((c.span[:, 1] - c.span[:, 0]).max())
@@ -86,7 +86,7 @@ def _march_constant(c: Course, binaries: Tensor, step: float) -> Samples:
     return pack(*(torch.cat(p) for p in zip(*parts)), n_rays)
 
 
-def _march_cone(c: Course, binaries: Tensor, step: float, cone_angle: float) -> Samples:
+def _march_cone(c: GridRays, binaries: Tensor, step: float, cone_angle: float) -> Samples:
     """All rays one step at a time."""
     t, rows, parts = c.t_first, torch.arange(len(c.end), device=c.end.device), []
     while len(rows):
@@ -121,7 +121,7 @@ def march(
     if not len(rays):
         none = rays.near.new_empty(0)
         return pack(none, none, none.long(), 0)
-    c = course(rays, levels, res, radius, step, jitter)
+    c = grid_rays(rays, levels, res, radius, step, jitter)
     if backend == "warp":
         from models.march_warp import march_warp
 

@@ -11,7 +11,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from models.march import FARTHEST_STEP, Course
+from models.march import FARTHEST_STEP, GridRays
 from utils import warp_launch
 from utils.rays import Samples
 
@@ -242,8 +242,8 @@ def _grid(binaries: Tensor, with_blocks: bool) -> tuple[Tensor, Tensor, Grid]:
     return cells.view(torch.uint8).view(-1), blocks.view(-1), grid
 
 
-def march_warp(c: Course, binaries: Tensor, step: float, cone_angle: float) -> Samples:
-    """Samples of rays on their course (float32); `models.march.march` is the way in."""
+def march_warp(c: GridRays, binaries: Tensor, step: float, cone_angle: float) -> Samples:
+    """Samples of rays (float32); `models.march.march` is the public entry."""
     device, n_rays, conical = binaries.device, len(c.end), cone_angle > 0
     cells, blocks, grid = _grid(binaries, not conical)
     counts = torch.zeros(n_rays, dtype=torch.int32, device=device)

@@ -1,45 +1,44 @@
-"""NeRF (Mildenhall et al., 2020) on a hash grid (Instant NGP, 2022): density, colour and where to sample, on one page."""
+"""NeRF (Mildenhall et al., 2020) on a hash grid (Instant NGP, 2022): density, colour and sampling, on one page."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from confs.model import NeRFConfig
 from encoder.frequency import cone_variance
 from models.background import Background
 from models.estimators import OccupancyGrid, dilate
 from models.field import DensityNetwork
 from models.importance import pack_dense
-from models.network import open_levels, scale_gradient
+from models.method import Method, RenderContext, RenderOutput, Sampler, in_parts
+from models.network import open_levels, scale_gradient, step_lengths
 from models.neus import EARLY_STOP
-from models.proposal import PropNetEstimator, Proposed
+from models.proposal import PropNetEstimator, ProposalSamples
 from models.radiance import RadianceNetwork
-from models.traced import Traced
 from models.volrend import accumulate, weights_from_density
 from utils.rays import Rays, Render, Samples
-from utils.schedule import Ramp
+from utils.schedule import ramp
 
 
-class Proposals(nn.Module):
-    """Samples of the sphere by small densities, each asked at n_proposal places, in the place of an occupancy grid."""
-
-    share = 1.0  # of space that is looked at
+class ProposalSampler(Sampler):
+    """Samples of the sphere by small density networks, each evaluated at n_proposal points a ray (mip-NeRF 360, 2022)."""
 
     def __init__(self, densities: nn.ModuleList, n_proposal: list[int], n_samples: int):
         super().__init__()
         self.densities, self.n_proposal, self.n_samples = densities, n_proposal, n_samples
         self.estimator = PropNetEstimator()
 
-    def before_step(self, step: int, occupancy) -> None:
-        """Nothing to refresh."""
-
-    def propose(self, rays: Rays, jitter: Tensor | None) -> tuple[Samples, Proposed]:
-        """n_samples intervals for every ray that meets the sphere."""
+    def sample(
+        self, rays: Rays, step: float, jitter: Tensor | None, field: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Samples, ProposalSamples]:
+        """n_samples intervals for every ray that hits the sphere."""
         hit = torch.nonzero(rays.near < rays.far)[:, 0]
         some = rays[hit]
 
-        def ask(net: DensityNetwork):
+        def density_along(net: DensityNetwork) -> Callable[[Tensor, Tensor], Tensor]:
             def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
                 x = some.origins[: len(t_starts), None] + some.dirs[: len(t_starts), None] * ((t_starts + t_ends) / 2)[..., None]
                 return net.density(x.view(-1, 3)).view(t_starts.shape)
@@ -47,105 +46,98 @@ class Proposals(nn.Module):
             return sigma
 
         grad = jitter is not None and torch.is_grad_enabled()
-        fns = [ask(net) for net in self.densities]
-        proposed = self.estimator.sampling(fns, self.n_proposal, self.n_samples, some.near, some.far, "uniform", jitter is not None, grad)
-        return pack_dense(proposed.t, hit, len(rays)), proposed
+        fns = [density_along(net) for net in self.densities]
+        proposals = self.estimator.sampling(fns, self.n_proposal, self.n_samples, some.near, some.far, "uniform", jitter is not None, grad)
+        return pack_dense(proposals.t, hit, len(rays)), proposals
 
 
-class NeRF(nn.Module):
-    """Rays -> colour, opacity and depth through a density inside the sphere; with a learned background, unbounded.
+class NeRF(Method):
+    """Rays -> colour, opacity and depth through a density inside the sphere; with a learned background, unbounded."""
 
-    cone: radius of a pixel at distance 1, for encodings that average over it (0: points).
-    """
+    sampler: Sampler
+    cfg: NeRFConfig
 
     def __init__(
-        self, field: DensityNetwork, radiance: RadianceNetwork, occupancy: OccupancyGrid | Proposals, radius: float, steps: Ramp,
-        test_step: float, levels: Ramp, level: float, composite_backend: str = "torch", backdrop: Background | None = None, gradient_scaling: bool = False,
-        cone: float = 0.0,
+        self, cfg: NeRFConfig, field: DensityNetwork, radiance: RadianceNetwork, sampler: Sampler, levels: object,
+        background: Background | None = None, composite_backend: str = "torch",
     ):  # fmt: skip
-        super().__init__()
-        self.field, self.radiance, self.occupancy, self.backdrop = field, radiance, occupancy, backdrop
-        self.radius, self.steps, self.min_step, self.test_step, self.levels, self.level = radius, steps, steps(0), test_step, levels, level
-        self.composite_backend, self.gradient_scaling, self.cone = composite_backend, gradient_scaling, cone
+        """levels: schedule of the open levels of the field's encoding."""
+        super().__init__(cfg)
+        self.field, self.radiance, self.sampler, self.background = field, radiance, sampler, background
+        self.composite_backend = composite_backend
+        self.levels, self.steps = ramp(levels), step_lengths(cfg)
+        self.cone = cfg.frequency.cone if cfg.encoding.endswith("ipe") else 0.0  # radius of a pixel at distance 1
 
-    def open_levels(self, progress: float) -> float:
-        return open_levels(self.field.grid, self.levels, progress)
+    def levels_at(self, progress: float) -> float:
+        return open_levels(self.field.encoding, self.levels, progress)
+
+    def step_at(self, progress: float, training: bool) -> float:
+        return self.steps(progress, training)
 
     @torch.no_grad()
-    def before_step(self, step: int, progress: float) -> None:
-        """Refresh the occupancy: opacity over one step."""
-        levels, self.min_step = self.open_levels(progress), self.steps(progress)
+    def before_step(self, step: int, context: RenderContext) -> None:
+        """Refresh the occupancy grid with the opacity of one step."""
 
         def occupancy(x: Tensor) -> Tensor:
-            return torch.cat([-torch.expm1(-self.field.density(part, levels) * self.min_step) for part in x.split(65536)])
+            return in_parts(lambda part: -torch.expm1(-self.field.density(part, context.levels) * context.step), x)
 
-        self.occupancy.before_step(step, occupancy)
+        self.sampler.refresh(step, occupancy)
 
-    def render(
-        self,
-        rays: Rays,
-        progress: float,
-        background: Tensor,
-        jitter: Tensor | None = None,
-        step: float | None = None,
-        everywhere: bool = False,
-        normals: bool = False,
-    ) -> Traced:
-        """Render R rays over a background colour [3] or [R, 3], or over the learned background where there is one.
-
-        jitter [R] in [0, 1): stratified offset; step: length of an interval, by default that of training; everywhere: the background of all rays; normals: of the density's slope
-        (else 0).
-        """
-        if isinstance(self.occupancy, Proposals):
-            samples, proposed = self.occupancy.propose(rays, jitter)
-        else:
-            samples, proposed = self.occupancy.sampling(rays, step or self.min_step, jitter), None
+    def render(self, rays: Rays, context: RenderContext) -> RenderOutput:
+        """Render R rays over context.background, or over the learned background where there is one. Normals in pictures alone."""
+        samples, proposals = self.sampler.sample(rays, context.step, context.jitter)
         index = samples.ray_indices
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * samples.t_mid[:, None]
         blur = cone_variance(dirs, samples.t_starts, samples.t_ends, self.cone) if self.cone else None
-        sigma, feature = self.field(points, self.open_levels(progress), blur)
+        sigma, feature = self.field(points, context.levels, blur)
 
         colour = self.radiance(feature, None, self.radiance.encode_dirs(rays.dirs).index_select(0, index))
-        if self.gradient_scaling:
+        if self.cfg.gradient_scaling:
             sigma, colour = scale_gradient(samples.t_mid, sigma, colour)
         weights, _ = weights_from_density(
             sigma, samples.t_starts, samples.t_ends, samples.offsets, EARLY_STOP, backend=self.composite_backend
         )
-        normal = self.normal(points, progress) if normals else torch.zeros_like(points)
+        normal = torch.zeros_like(points) if context.training else self.normal(points, context)
         per_sample = torch.cat([colour, normal, samples.t_mid[:, None], torch.ones_like(colour[:, :1])], 1)
         sums = accumulate(weights, per_sample, samples.offsets, index, backend=self.composite_backend)  # [R, 8]
         opacity = sums[:, 7].clamp(0, 1)
-        behind = self.backdrop(rays, opacity, progress, jitter is not None, everywhere) if self.backdrop else None
-        background = behind.rgb if behind else background
-        render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
-        return Traced(render, samples, None, weights, None, behind, proposed)
+        rgb, background = self.composited(sums[:, :3], opacity, rays, context)
+        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], background and background.rgb)
+        return RenderOutput(render, samples, weights, background=background, proposals=proposals)
 
-    def normal(self, x: Tensor, progress: float) -> Tensor:
+    def normal(self, x: Tensor, context: RenderContext) -> Tensor:
         """Unit vectors [P, 3] down the density's slope."""
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            log_sigma, _ = self.field.raw(x, self.open_levels(progress))
+            log_sigma, _ = self.field.raw(x, context.levels)
             (grad,) = torch.autograd.grad(log_sigma.sum(), x)
         return F.normalize(-grad, dim=-1, eps=1e-6)
 
-    @torch.no_grad()
-    def distance(self, x: Tensor, progress: float) -> Tensor:
-        """[P] negative where the density exceeds `level`, in the logarithm, which is smooth where a density leaps.
+    def surface(self, context: RenderContext) -> Callable[[Tensor], Tensor]:
+        """(points [P, 3] -> [P]) negative where the density exceeds `model.density.level`."""
+        return lambda x: self.distance(x, context)
 
-        Scaled down so that a mesher which trusts slopes below 1 finds its surface; positive where no cell is occupied.
+    @torch.no_grad()
+    def distance(self, x: Tensor, context: RenderContext) -> Tensor:
+        """[P] negative where the density exceeds `level`; in the logarithm, which varies smoothly where a density jumps.
+
+        Scaled down so that its slope stays below 1, as the mesh extraction requires; positive in unoccupied cells.
         """
-        log_sigma, _ = self.field.raw(x, self.open_levels(progress))
-        outside = (math.log(self.level) - log_sigma).clamp(-10, 10) * (0.01 * self.radius)
-        if isinstance(self.occupancy, Proposals):
+        log_sigma, _ = self.field.raw(x, context.levels)
+        outside = (math.log(self.cfg.density.level) - log_sigma).clamp(-10, 10) * (0.01 * self.radius)
+        if not isinstance(self.sampler, OccupancyGrid):
             return outside
-        cells = dilate(self.occupancy.binaries[0])
+        cells = dilate(self.sampler.binaries[0])
         res = len(cells)
         i, j, k = ((x / self.radius + 1) / 2 * res).long().clamp(0, res - 1).unbind(-1)
         return torch.where(cells[i, j, k], outside, outside.abs().clamp(min=0.01 * self.radius))
 
-    def colour_at(self, x: Tensor, progress: float) -> Tensor:
-        """Colour [P, 3] of surface points [P, 3], seen against the normal."""
+    def colour_at(self, points: Tensor, context: RenderContext) -> Tensor:
+        """sRGB [P, 3] of surface points [P, 3], viewed along the normal."""
         with torch.no_grad():
-            _, feature = self.field(x, self.open_levels(progress))
-            return self.radiance(feature, None, self.radiance.encode_dirs(-self.normal(x, progress)))
+            _, feature = self.field(points, context.levels)
+            return self.radiance(feature, None, self.radiance.encode_dirs(-self.normal(points, context)))
+
+    def diagnosis(self) -> str:
+        return f"density level {self.cfg.density.level:g} (model.density.level), occupied {self.sampler.share:.2%}"

@@ -1,36 +1,35 @@
-"""NeRO's first stage (Liu et al., SIGGRAPH 2023): the geometry of NeuS, its colours by materials and light.
+"""NeRO's first stage (Liu et al., SIGGRAPH 2023): the geometry of NeuS with colours by material and light.
 
-What differs from NeuS: colour is shaded (`models/shading.py`), once a ray at the mean of its samples where the paper shades each
-of them, and whether a mirrored view meets the object again is learned from marching it through the SDF.
+What differs from NeuS: colour is shaded (`models/shading.py`), once a ray at the weighted mean of its samples where the paper shades
+every sample; and a network learns the probability that a reflected ray hits the object, from marching such rays through the SDF.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from confs.model import NeROConfig
+from models.lights import distance_to_sphere
+from models.method import RenderContext, RenderOutput
 from models.neus import EARLY_STOP, NeuS
 from models.proposal import importance
-from models.shading import Shading
-from models.traced import Traced
+from models.shading import ShadingOutput, SplitSumShader
 from models.volrend import composite, weights_from_alpha
 from utils.colour import linear_to_srgb
 from utils.rays import FieldOutput, Rays, Render, Samples
 
-HIT = 0.5  # opacity from which on a ray has a surface
-
-
-def to_sphere(points: Tensor, dirs: Tensor, radius: float) -> Tensor:
-    """Distance [P] along unit dirs [P, 3] at which rays from points [P, 3] leave the sphere; 0 for points outside it."""
-    along = (points * dirs).sum(-1)
-    return (-along + (along**2 - (points * points).sum(-1) + radius**2).clamp(min=0).sqrt()).clamp(min=0)
+HIT = 0.5  # opacity from which a ray has a surface
+LINEAR = {"albedo", "diffuse", "specular", "photographer"}  # parts in linear light, sRGB in pictures
+LABELS = {"diffuse": "diffuse light", "specular": "specular light"}
 
 
 def falling_weights(t: Tensor, sdf: Tensor, inv_s: Tensor | float) -> Tensor:
-    """NeuS weights [P, n] between edges t [P, n + 1] with distances sdf [P, n + 1], of the intervals in which the sdf falls.
+    """NeuS weights [P, n] between edges t [P, n + 1] with distances sdf [P, n + 1], of the intervals in which the SDF falls.
 
-    A ray that leaves a surface climbs and meets nothing there.
+    A ray that leaves a surface has a rising SDF and no weight there.
     """
     before, after = torch.sigmoid(sdf[:, :-1] * inv_s), torch.sigmoid(sdf[:, 1:] * inv_s)
     falls = (sdf[:, 1:] < sdf[:, :-1]) & (t[:, 1:] > t[:, :-1])
@@ -39,12 +38,12 @@ def falling_weights(t: Tensor, sdf: Tensor, inv_s: Tensor | float) -> Tensor:
 
 
 @torch.no_grad()
-def met_again(
-    sdf: Callable[[Tensor], Tensor], points: Tensor, dirs: Tensor, inv_s: Tensor | float, radius: float, n_even: int = 64, n_near: int = 16
-) -> Tensor:
-    """Probability [P] that rays from surface points [P, 3] along dirs [P, 3] meet the surface before they leave the sphere.
+def occlusion_probability(
+    sdf: Callable[[Tensor], Tensor], points: Tensor, dirs: Tensor, inv_s: Tensor | float, radius: float, n_uniform: int = 64, n_importance: int = 16
+) -> Tensor:  # fmt: skip
+    """Probability [P] that rays from surface points [P, 3] along dirs [P, 3] hit the surface before they leave the sphere.
 
-    n_even even intervals, then n_near where these say that something is met; sdf: points [N, 3] -> [N].
+    n_uniform intervals, then n_importance more where the weights of these lie; sdf: points [N, 3] -> [N].
     """
     if not len(points):
         return points[:, 0]
@@ -52,84 +51,106 @@ def met_again(
     def along(t: Tensor) -> Tensor:
         return sdf((points[:, None] + dirs[:, None] * t[..., None]).view(-1, 3)).view(t.shape)
 
-    t = torch.linspace(0, 1, n_even + 1, device=points.device) * to_sphere(points, dirs, radius)[:, None]
+    t = torch.linspace(0, 1, n_uniform + 1, device=points.device) * distance_to_sphere(points, dirs, radius)[:, None]
     values = along(t)
-    if n_near:
-        new = importance(t, falling_weights(t, values, inv_s), n_near, floor=0.0)[:, 1:-1]
+    if n_importance:
+        new = importance(t, falling_weights(t, values, inv_s), n_importance, floor=0.0)[:, 1:-1]
         t, order = torch.cat([t, new], 1).sort(1)
         values = torch.cat([values, along(new)], 1).gather(1, order)
     return falling_weights(t, values, inv_s).sum(1).clamp(0, 1)
 
 
 class NeROShape(NeuS):
-    """NeuS whose `radiance` is a `SplitSumShader`.
+    """NeuS whose `radiance` is a `SplitSumShader`; `cfg.shading` says how it is applied."""
 
-    deferred: a ray is shaded once, at the mean of its samples (feature, normal, place); else every sample of at least min_weight is.
-    """
-
-    deferred, min_weight, n_occlusion, n_even, n_near = True, 1e-3, 128, 64, 16
+    cfg: NeROConfig
+    radiance: SplitSumShader
 
     def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
-        """sRGB [S, 3]. A sample that is not shaded takes the colour of its ray, so that nothing pulls at its opacity."""
+        """sRGB [S, 3]. A sample that is not shaded takes the colour of its ray, which leaves its opacity without a colour gradient."""
         index = samples.ray_indices
-        if self.deferred:
+        if self.cfg.shading.deferred:
             return self.colour_of_rays(rays, samples, points, field, normal, alpha).index_select(0, index)
         with torch.no_grad():
             weights, _ = weights_from_alpha(alpha.detach(), samples.offsets, EARLY_STOP, self.composite_backend)
-            seen = torch.nonzero(weights > self.min_weight)[:, 0]
-        ray = index.index_select(0, seen)
-        at = (t.index_select(0, seen) for t in (points, field.feature, normal))
+            chosen = torch.nonzero(weights > self.cfg.shading.min_weight)[:, 0]
+        ray = index.index_select(0, chosen)
+        at = (t.index_select(0, chosen) for t in (points, field.feature, normal))
         shaded = self.radiance(*at, rays.dirs.index_select(0, ray), rays.origins.index_select(0, ray)).colour
         with torch.no_grad():
-            w = weights.index_select(0, seen)[:, None]
+            w = weights.index_select(0, chosen)[:, None]
             total = torch.zeros(len(rays), 4, device=w.device, dtype=w.dtype).index_add_(0, ray, torch.cat([w * shaded, w], 1))
             mean = total[:, :3] / total[:, 3:].clamp(min=1e-6)
             rest = mean.index_select(0, index)
-        return rest.index_copy(0, seen, shaded)
+        return rest.index_copy(0, chosen, shaded)
 
     def colour_of_rays(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
-        """sRGB [R, 3], black where a ray meets next to nothing. What light does happens at a surface, so there is one to ask for.
+        """sRGB [R, 3], black for rays of opacity below min_weight.
 
-        The gradient reaches the opacities by the mean: towards samples whose place, normal and material explain the colour.
+        The gradient reaches the opacities through the mean: towards samples whose position, normal and material explain the colour.
         """
         values = torch.cat([points, normal, field.feature, torch.ones_like(alpha)[:, None]], 1)
         sums, _ = composite(alpha, values, samples.offsets, samples.ray_indices, EARLY_STOP, self.composite_backend)
-        seen = torch.nonzero(sums[:, -1].detach() > self.min_weight)[:, 0]
-        mean = sums.index_select(0, seen)
+        chosen = torch.nonzero(sums[:, -1].detach() > self.cfg.shading.min_weight)[:, 0]
+        mean = sums.index_select(0, chosen)
         mean = mean[:, :-1] / mean[:, -1:]
-        towards = F.normalize(mean[:, 3:6], dim=-1, eps=1e-6)
+        unit = F.normalize(mean[:, 3:6], dim=-1, eps=1e-6)
         shaded = self.radiance(
-            mean[:, :3], mean[:, 6:], towards, rays.dirs.index_select(0, seen), rays.origins.index_select(0, seen)
+            mean[:, :3], mean[:, 6:], unit, rays.dirs.index_select(0, chosen), rays.origins.index_select(0, chosen)
         ).colour
-        return torch.zeros_like(rays.dirs).index_copy(0, seen, shaded.to(rays.dirs.dtype))
+        return torch.zeros_like(rays.dirs).index_copy(0, chosen, shaded.to(rays.dirs.dtype))
 
     def surface_points(self, rays: Rays, render: Render, hit: Tensor) -> tuple[Tensor, Tensor]:
-        """(points, unit normals) [P, 3] where the rays `hit` [P] (indices) meet the surface as rendered."""
+        """(points, unit normals) [P, 3] of the rendered surface on the rays `hit` [P] (indices)."""
         t = render.depth[hit] / render.opacity[hit].clamp(min=1e-6)
         return rays.origins[hit] + rays.dirs[hit] * t[:, None], F.normalize(render.normal[hit], dim=-1, eps=1e-6)
 
-    def occlusion_pair(self, rays: Rays, traced: Traced, progress: float) -> tuple[Tensor, Tensor]:
-        """(estimated, marched) [P] probability that mirrored views meet the object again, at up to n_occlusion of the rays' surface points."""
+    def occlusion_pair(self, rays: Rays, output: RenderOutput, context: RenderContext) -> tuple[Tensor, Tensor]:
+        """(predicted, marched) occlusion [P] of reflected rays at up to occlusion_points of the rays' surface points."""
+        shading = self.cfg.shading
         with torch.no_grad():
-            hit = torch.nonzero(traced.render.opacity > HIT)[:, 0]
-            if len(hit) > self.n_occlusion:
-                hit = hit[torch.randperm(len(hit), device=hit.device)[: self.n_occlusion]]
-            points, normal = self.surface_points(rays, traced.render, hit)
+            hit = torch.nonzero(output.render.opacity > HIT)[:, 0]
+            if len(hit) > shading.occlusion_points:
+                hit = hit[torch.randperm(len(hit), device=hit.device)[: shading.occlusion_points]]
+            points, normal = self.surface_points(rays, output.render, hit)
             dirs = rays.dirs[hit]
-            mirrored = F.normalize(dirs - 2 * (dirs * normal).sum(-1, keepdim=True) * normal, dim=-1, eps=1e-6)
-            levels = self.open_levels(progress)
-            target = met_again(lambda x: self.sdf.sdf(x, levels), points, mirrored, self.variance(), self.radius, self.n_even, self.n_near)
-        return self.radiance.occlusion(points, mirrored), target
+            reflected = F.normalize(dirs - 2 * (dirs * normal).sum(-1, keepdim=True) * normal, dim=-1, eps=1e-6)
+            marched = occlusion_probability(
+                lambda x: self.sdf_at(x, context), points, reflected, self.variance(context.max_inv_s), self.radius, *shading.occlusion_samples
+            )  # fmt: skip
+        return self.radiance.occlusion(points, reflected), marched
 
-    def shade(self, rays: Rays, render: Render, progress: float) -> tuple[Tensor, Shading]:
-        """(indices [P] of the rays with a surface, their surface points shaded)."""
+    def shade(self, rays: Rays, render: Render, context: RenderContext) -> tuple[Tensor, ShadingOutput]:
+        """(indices [P] of the rays with a surface, the shading of their surface points)."""
         hit = torch.nonzero(render.opacity > HIT)[:, 0]
         points, _ = self.surface_points(rays, render, hit)
-        field = self.sdf(points, self.open_levels(progress))
+        field = self.field_at(points, context)
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)
         return hit, self.radiance(points, field.feature, normal, rays.dirs[hit], rays.origins[hit])
 
-    def colour_at(self, x: Tensor, progress: float) -> Tensor:
-        """Albedo [P, 3] of surface points [P, 3], as sRGB: what does not change with the light."""
-        field = self.sdf(x, self.open_levels(progress))
-        return linear_to_srgb(self.radiance.materials(field.feature, x)[0])
+    def colour_at(self, points: Tensor, context: RenderContext) -> Tensor:
+        """Albedo [P, 3] of surface points [P, 3], as sRGB: it does not depend on the light."""
+        field = self.field_at(points, context)
+        return linear_to_srgb(self.radiance.materials(field.feature, points)[0])
+
+    @torch.no_grad()
+    def maps(self, rays: Rays, render: Render, context: RenderContext, chunk: int) -> dict[str, Tensor]:
+        """Materials, lights and occlusion [R, 3] at the surface points of a rendered view, on black."""
+        found: dict[str, Tensor] = {}
+        for start in range(0, len(rays), chunk):
+            part = slice(start, start + chunk)
+            piece = Render(*(getattr(render, name)[part] for name in ("rgb", "opacity", "depth", "normal")))
+            hit, shading = self.shade(rays[part], piece, context)
+            for name, value in _pictures(shading).items():
+                found.setdefault(name, torch.zeros_like(render.rgb))[start + hit] = value * piece.opacity[hit, None]
+        return found
+
+
+def _pictures(shading: ShadingOutput) -> dict[str, Tensor]:
+    """Label -> [P, 3] in [0, 1]."""
+    parts = {f.name: getattr(shading, f.name) for f in fields(ShadingOutput) if f.name != "colour"}
+    return {
+        LABELS.get(name, name): linear_to_srgb(value.clamp(0, 1)) if name in LINEAR else value[:, None].expand(-1, 3)
+        for name, value in parts.items()
+        if value is not None
+    }

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, the smooth activations an SDF needs, the exponential a density needs, levels that open."""
+"""Multilayer perceptrons, smooth activations for an SDF, the exponential for a density, schedules of levels and step lengths."""
 
 import math
 from collections.abc import Callable
@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.schedule import Ramp
+from confs.model import VolumeConfig
+from utils.schedule import Ramp, ramp
 
-BETA = 100.0  # sharpness of the softplus: a rounding of a relu 1/100 wide
-EXP_MAX = 30.0  # exponent above which a density grows no further
-GRAD_MAX = math.exp(15.0)  # largest slope of a density by its exponent
+BETA = 100.0  # sharpness of the softplus: it rounds the relu over a width of 1/100
+EXP_MAX = 30.0  # upper bound of the exponent of a density
+GRAD_MAX = math.exp(15.0)  # upper bound of the derivative of a density by its exponent
 
 
 def softplus(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ class _TruncExp(torch.autograd.Function):
 
 
 def trunc_exp(x: Tensor) -> Tensor:
-    """exp(x), held below exp(30), with a gradient held below exp(15): a density that neither overflows nor explodes."""
+    """exp(x), at most exp(30), with a gradient of at most exp(15), so that a density cannot overflow."""
     return _TruncExp.apply(x)
 
 
@@ -77,15 +78,22 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(t: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """values [S, ...] as they are; their gradients times min(1, t^2), t [S] the distance to the camera.
+    """values [S, ...] unchanged; their gradients times min(1, t^2), t [S] the distance to the camera.
 
-    Space near a camera is seen by few rays but sampled densely: without this it gathers floaters (Philip & Deschaintre,
-    Floaters No More, 2023).
+    Space near a camera is sampled densely by few views, which produces floaters (Philip & Deschaintre, Floaters No More, 2023).
     """
     return _ScaleGradient.apply((t * t).clamp(max=1), *values)
 
 
+def step_lengths(cfg: VolumeConfig) -> Callable[[float, bool], float]:
+    """(progress, training) -> least length of an interval: the sphere's box diagonal over `samples_per_ray` or `samples_per_ray_test`."""
+    diagonal, n = 2 * 3**0.5 * cfg.radius, ramp(cfg.samples_per_ray)
+    training_steps = Ramp(diagonal / n.start, diagonal / n.end, n.begin, n.until, log=True)
+    finest = diagonal / max(n.start, n.end, cfg.samples_per_ray_test)
+    return lambda progress, training: training_steps(progress) if training else finest
+
+
 def open_levels(encoding: nn.Module, levels: Ramp, progress: float) -> float:
-    """How many levels of an encoding are open: a whole number unless they open gradually."""
+    """Number of open levels of an encoding: a whole number unless they open gradually."""
     opened = max(1.0, min(encoding.n_levels, levels(progress) + 1e-6))
     return opened if encoding.fractional else int(opened)

@@ -1,128 +1,128 @@
-"""NeuS (Wang et al., NeurIPS 2021) on a hash grid: geometry, colour, sharpness and where to sample, on one page."""
+"""NeuS (Wang et al., NeurIPS 2021) on a hash grid: geometry, colour, sharpness and sampling, on one page."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from confs.model import SurfaceConfig
 from models.background import Background
 from models.density import Variance, neus_alpha
 from models.estimators import OccupancyGrid
-from models.importance import HierarchicalSampler
-from models.network import open_levels, scale_gradient
+from models.method import Method, RenderContext, RenderOutput, Sampler, in_parts
+from models.network import open_levels, scale_gradient, step_lengths
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
-from models.traced import Traced
 from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
-from utils.schedule import Ramp
+from utils.schedule import ramp
 
-WIDE = 2.0  # intervals times inv_s from which on they are long beside the surface's width
-EARLY_STOP = 1e-4  # transmittance below which nothing behind is looked at
+LONG = 2.0  # an interval is long when its length times inv_s exceeds this
+EARLY_STOP = 1e-4  # samples behind this transmittance have weight 0
 
 
-class NeuS(nn.Module):
+class NeuS(Method):
     """Rays -> colour, opacity, depth and normals through an SDF.
 
-    `render` is the whole method: march, field, alpha, weights, colour, composite.
+    `render` is the whole method: sample, field, alpha, colour, composite.
     """
 
-    def __init__(
-        self, sdf: SDFNetwork | SDFMLP, radiance: RadianceNetwork, variance: Variance, occupancy: OccupancyGrid | HierarchicalSampler,
-        radius: float, steps: Ramp, test_step: float, levels: Ramp, cos_anneal_end: float, composite_backend: str = "torch",
-        backdrop: Background | None = None, gradient_scaling: bool = False, refine: float = 1.0,
-    ):  # fmt: skip
-        super().__init__()
-        self.sdf, self.radiance, self.variance, self.occupancy = sdf, radiance, variance, occupancy
-        self.radius, self.levels, self.cos_anneal_end = radius, levels, cos_anneal_end
-        self.steps, self.min_step, self.test_step = steps, steps(0), test_step
-        self.composite_backend, self.backdrop, self.gradient_scaling, self.refine = composite_backend, backdrop, gradient_scaling, refine
+    shown = ("psnr", "inv_s")
+    sampler: Sampler
 
-    def open_levels(self, progress: float) -> float:
-        return open_levels(self.sdf.grid, self.levels, progress)
+    def __init__(
+        self, cfg: SurfaceConfig, sdf: SDFNetwork | SDFMLP, radiance: nn.Module, sampler: Sampler, levels: object,
+        background: Background | None = None, composite_backend: str = "torch",
+    ):  # fmt: skip
+        """levels: schedule of the open levels of the SDF's encoding."""
+        super().__init__(cfg)
+        self.refine, self.cos_anneal_end = cfg.refine, cfg.cos_anneal_end
+        self.sdf, self.radiance, self.variance = sdf, radiance, Variance(cfg.variance.init)
+        self.sampler, self.background, self.composite_backend = sampler, background, composite_backend
+        self.levels, self.steps = ramp(levels), step_lengths(cfg)
+        self.max_inv_s = ramp(cfg.variance.max_inv_s, log=True)
+
+    # ------------------------------------------------------------------ schedules
+
+    def levels_at(self, progress: float) -> float:
+        return open_levels(self.sdf.encoding, self.levels, progress)
+
+    def step_at(self, progress: float, training: bool) -> float:
+        return self.steps(progress, training)
+
+    def max_inv_s_at(self, progress: float) -> float:
+        return self.max_inv_s(progress)
 
     def anneal(self, progress: float) -> float:
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
 
     @torch.no_grad()
-    def step_length(self, least: float) -> float:
-        """Half the width over which the surface is smeared, between `least` and 5 % of the radius."""
-        return float((0.5 / self.variance()).clamp(least, max(least, 0.05 * self.radius)))
+    def step_length(self, context: RenderContext) -> float:
+        """Half the width over which the surface is smeared, between context.step and 5 % of the radius."""
+        least = context.step
+        return float((0.5 / self.variance(context.max_inv_s)).clamp(least, max(least, 0.05 * self.radius)))
 
     @torch.no_grad()
-    def before_step(self, step: int, progress: float) -> None:
-        """Move the cap of the sharpness and the step; refresh the occupancy: density relative to that on the surface, within the margin of each point."""
-        self.variance.before_step(progress)
-        self.min_step = self.steps(progress)
-        inv_s, levels = self.variance(), self.open_levels(progress)
+    def before_step(self, step: int, context: RenderContext) -> None:
+        """Refresh the occupancy grid with the density relative to that on the surface, within the margin of each point."""
+        inv_s = self.variance(context.max_inv_s)
+        reach = self.sampler.margin * self.sampler.cell if isinstance(self.sampler, OccupancyGrid) else 0.0
 
         def occupancy(x: Tensor) -> Tensor:
-            sdf = torch.cat([self.sdf.sdf(part, levels) for part in x.split(65536)])
-            away = (sdf.abs() - self.occupancy.margin * self.occupancy.cell).clamp(min=0) * inv_s
-            return 4 * torch.sigmoid(away) * torch.sigmoid(-away)  # not s (1 - s): that is 0 from 17 on
+            sdf = in_parts(lambda part: self.sdf.sdf(part, context.levels), x)
+            away = (sdf.abs() - reach).clamp(min=0) * inv_s
+            return 4 * torch.sigmoid(away) * torch.sigmoid(-away)  # not s (1 - s): in float32 that is 0 from 17 on
 
-        self.occupancy.before_step(step, occupancy)
+        self.sampler.refresh(step, occupancy)
 
-    def render(
-        self,
-        rays: Rays,
-        progress: float,
-        background: Tensor,
-        jitter: Tensor | None = None,
-        extra: Tensor | None = None,
-        step: float | None = None,
-        everywhere: bool = False,
-    ) -> Traced:
-        """Render R rays over a background colour [3] or [R, 3], or over the learned background where there is one.
+    # ------------------------------------------------------------------ rendering
 
-        jitter [R] in [0, 1): stratified offset in steps; extra [P, 3]: further points whose field is wanted (they share
-        the pass through the network); step: length of an interval, by default that of training; everywhere: the learned
-        background of all rays, also of those that do not see it.
-        """
-        levels = self.open_levels(progress)
-        length = step or self.step_length(self.min_step)
-        samples = self.occupancy.sampling(rays, length, jitter, lambda x: self.sdf.sdf(x, levels))
-        if self.refine <= progress and self.refine < 1 and length * self.variance() > WIDE:
-            samples = self.onto_surface(rays, samples, levels)
+    def render(self, rays: Rays, context: RenderContext) -> RenderOutput:
+        """Render R rays over context.background, or over the learned background where there is one."""
+        inv_s, length = self.variance(context.max_inv_s), self.step_length(context)
+        samples, _ = self.sampler.sample(rays, length, context.jitter, lambda x: self.sdf.sdf(x, context.levels))
+        if self.refine <= context.progress and self.refine < 1 and length * inv_s > LONG:
+            samples = self.to_crossings(rays, samples, context.levels)
         index, t = samples.ray_indices, samples.t
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * t[:, None]
-        field, more = self._field(points, extra, levels)
+        field, extra = self._fields(points, context.extra, context)
 
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)  # [S, 3]
         cosine = (dirs * normal).sum(-1)
         within = None if samples.at is None else t - samples.t_starts
-        alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, self.variance(), self.anneal(progress), within)
+        alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, inv_s, self.anneal(context.progress), within)
         colour = self.colour(rays, samples, points, field, normal, alpha)
-        if self.gradient_scaling:
+        if self.cfg.gradient_scaling:
             alpha, colour = scale_gradient(t, alpha, colour)
 
         per_sample = torch.cat([colour, normal, t[:, None], torch.ones_like(colour[:, :1])], 1)
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
-        behind = self.backdrop(rays, opacity, progress, jitter is not None, everywhere) if self.backdrop else None
-        background = behind.rgb if behind else background
-        render = Render(sums[:, :3] + (1 - opacity)[:, None] * background, opacity, sums[:, 6], sums[:, 3:6], behind and behind.rgb)
-        return Traced(render, samples, field, weights, more, behind)
+        rgb, background = self.composited(sums[:, :3], opacity, rays, context)
+        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], background and background.rgb)
+        return RenderOutput(render, samples, weights, field, extra, background)
 
     def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
         """sRGB [S, 3] of samples at points [S, 3] with unit normals [S, 3] and opacities alpha [S]."""
+        assert isinstance(self.radiance, RadianceNetwork)
         encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, samples.ray_indices)
         return self.radiance(field.feature, normal, encoded)
 
     @torch.no_grad()
-    def onto_surface(self, rays: Rays, samples: Samples, levels: float) -> Samples:
-        """Intervals that cross the surface, looked at where they do (secant of the sdf at their ends).
+    def to_crossings(self, rays: Rays, samples: Samples, levels: float) -> Samples:
+        """Move the evaluated point of intervals that cross the surface to the crossing (secant of the SDF at their ends).
 
-        For intervals that are long beside the surface's width: then the colour belongs to the surface, and the opacity does not
-        rest on a slope far from it. Else nothing holds the surface to its place within an interval, and it drifts.
+        For long intervals: the colour then belongs to the surface, and the opacity does not rest on a slope far from it.
+        Evaluated at midpoints, the surface drifts within an interval.
         """
         if not len(samples):
             return samples
         index, start, end = samples.ray_indices, samples.t_starts, samples.t_ends
-        last = torch.ones_like(index, dtype=torch.bool)  # of a run of intervals that touch: their ends are the next one's starts
+        last = torch.ones_like(index, dtype=torch.bool)  # of a run of adjoining intervals, whose ends are the next one's starts
         last[:-1] = (index[1:] != index[:-1]) | ((start[1:] - end[:-1]).abs() > 1e-6)
         ray, t = torch.cat([index, index[last]]), torch.cat([start, end[last]])
         sdf = self.sdf.sdf(rays.origins.index_select(0, ray) + rays.dirs.index_select(0, ray) * t[:, None], levels)
@@ -131,19 +131,37 @@ class NeuS(nn.Module):
         share = torch.where((before > 0) & (after < 0), before / (before - after), 0.5)
         return replace(samples, at=start + (end - start) * share)
 
-    def _field(self, points: Tensor, extra: Tensor | None, levels: int) -> tuple[FieldOutput, FieldOutput | None]:
+    def _fields(self, points: Tensor, extra: Tensor | None, context: RenderContext) -> tuple[FieldOutput, FieldOutput | None]:
         if extra is None:
-            return self.sdf(points, levels), None
-        n = len(points)
-        both = self.sdf(torch.cat([points, extra]), levels)
-        bent = both.laplacian
-        return (
-            FieldOutput(both.sdf[:n], both.grad[:n], both.feature[:n], None if bent is None else bent[:n]),
-            FieldOutput(both.sdf[n:], both.grad[n:], both.feature[n:], None if bent is None else bent[n:]),
-        )
+            return self.field_at(points, context), None
+        both = self.field_at(torch.cat([points, extra]), context)
+        return both[: len(points)], both[len(points) :]
 
-    def colour_at(self, x: Tensor, progress: float) -> Tensor:
-        """Colour [P, 3] of surface points [P, 3], seen against the normal."""
-        field = self.sdf(x, self.open_levels(progress))
+    # ------------------------------------------------------------------ the field
+
+    def field_at(self, points: Tensor, context: RenderContext) -> FieldOutput:
+        return self.sdf(points, context.levels)
+
+    def sdf_at(self, points: Tensor, context: RenderContext) -> Tensor:
+        return self.sdf.sdf(points, context.levels)
+
+    def surface(self, context: RenderContext) -> Callable[[Tensor], Tensor]:
+        return torch.no_grad()(lambda x: self.sdf.sdf(x, context.levels))
+
+    def colour_at(self, points: Tensor, context: RenderContext) -> Tensor:
+        """sRGB [P, 3] of surface points [P, 3], viewed along the normal."""
+        assert isinstance(self.radiance, RadianceNetwork)
+        field = self.field_at(points, context)
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)
         return self.radiance(field.feature, normal, self.radiance.encode_dirs(-normal))
+
+    # ------------------------------------------------------------------ training and log
+
+    def own_groups(self, optim) -> list[dict]:
+        return [{"name": "variance", "params": list(self.variance.parameters()), "lr": optim.lr_variance, "weight_decay": 0.0}]
+
+    def stats(self, context: RenderContext) -> dict[str, float]:
+        return {"levels": context.levels, "inv_s": float(self.variance(context.max_inv_s).detach())}
+
+    def diagnosis(self) -> str:
+        return f"inv_s {float(self.variance(self.max_inv_s(1.0)).detach()):.0f}, occupied {self.sampler.share:.2%}"

@@ -17,7 +17,7 @@ EPS = 1e-7
 
 
 @dataclass(frozen=True)
-class Proposed:
+class ProposalSamples:
     """Intervals of R rays, n each, and the proposals they were drawn from."""
 
     s: Tensor  # [R, n + 1] in [0, 1]
@@ -109,7 +109,7 @@ class PropNetEstimator:
         stratified: bool = False,
         requires_grad: bool = False,
         opaque_end: bool = False,
-    ) -> Proposed:
+    ) -> ProposalSamples:
         """num_samples intervals of R rays between near and far [R].
 
         prop_sigma_fns: (t_starts [r, m], t_ends [r, m]) of the first r rays -> density [r, m]. opaque_end: what passes all
@@ -131,10 +131,10 @@ class PropNetEstimator:
                 levels.append((s[:some], weights_of(sigma_fn, t[:some])))
         with torch.no_grad():
             s = importance(s, weights, num_samples, stratified, self.floor)
-        return Proposed(s, to_distance(s, near, far, sampling_type), tuple(levels))
+        return ProposalSamples(s, to_distance(s, near, far, sampling_type), tuple(levels))
 
     @staticmethod
-    def compute_loss(proposed: Proposed, weights: Tensor) -> Tensor:
+    def compute_loss(proposals: ProposalSamples, weights: Tensor) -> Tensor:
         """Interlevel loss of the final weights [R, n] against every proposal."""
-        terms = [interlevel(proposed.s[: len(s)], weights[: len(s)], s, w) for s, w in proposed.levels]
+        terms = [interlevel(proposals.s[: len(s)], weights[: len(s)], s, w) for s, w in proposals.levels]
         return torch.stack(terms).sum() if terms else weights.new_zeros(())

@@ -1,27 +1,35 @@
-"""The colour network: what light leaves a point towards the camera."""
+"""The colour network: the light that leaves a point towards the camera."""
 
 import torch
 from torch import Tensor, nn
 
+from confs.model import RadianceConfig
+from encoder.get_encoding import get_encoding
 from models.network import mlp
 
 
-class RadianceNetwork(nn.Module):
-    """(feature [S, F], normal [S, 3] or None, direction [S, 3]) -> sRGB colour [S, 3] in (0, 1).
+def direction_encoding(cfg: RadianceConfig) -> nn.Module | None:
+    """The encoding of view directions; None for a colour that is independent of them."""
+    options = {"spherical": {"degree": cfg.sh_degree}, "ide": {"degree": cfg.ide_degree}, "frequency": {"n_frequencies": cfg.n_frequencies}}
+    return None if cfg.dirs == "none" else get_encoding(cfg.dirs, **options.get(cfg.dirs.rpartition("+")[2], {}))
 
-    encoding: of the view direction; None makes the colour the same from everywhere.
+
+class RadianceNetwork(nn.Module):
+    """(feature [S, F], normal [S, 3] or None, encoded direction [S, width]) -> sRGB colour [S, 3] in (0, 1).
+
+    encoding: of the view direction; None makes the colour independent of the view.
     """
 
-    def __init__(self, n_features: int, hidden: int, layers: int, encoding: nn.Module | None, see_normal: bool = True):
+    def __init__(self, n_features: int, encoding: nn.Module | None, *, hidden: int, layers: int, use_normal: bool = True):
         super().__init__()
         self.encoding = encoding
-        self.net = mlp(n_features + 3 * see_normal + (encoding.width if encoding else 0), hidden, layers, 3)
+        self.net = mlp(n_features + 3 * use_normal + (encoding.width if encoding else 0), hidden, layers, 3)
 
     def encode_dirs(self, dirs: Tensor) -> Tensor:
-        """Unit directions [N, 3] -> [N, width] (width 0 for a colour that does not look)."""
+        """Unit directions [N, 3] -> [N, width]; width 0 without an encoding."""
         return self.encoding(dirs) if self.encoding else dirs[:, :0]
 
     def forward(self, feature: Tensor, normal: Tensor | None, encoded_dirs: Tensor) -> Tensor:
-        """encoded_dirs [S, width]: `encode_dirs` of the ray directions (done once a ray, not once a sample)."""
+        """encoded_dirs [S, width]: `encode_dirs` of the ray directions, computed once a ray, not once a sample."""
         parts = [feature, encoded_dirs] if normal is None else [feature, normal, encoded_dirs]
         return torch.sigmoid(self.net(torch.cat(parts, 1)).float())

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from confs.model import SDFConfig
 from encoder.hashgrid import HashGrid
 from models.network import ACTIVATIONS
 from utils.rays import FieldOutput
@@ -24,7 +25,7 @@ def fibonacci_sphere(n: int) -> Tensor:
 
 def by_autograd(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, None]:
     """(values [S, 1 + F], gradient of the first [S, 3], encoding, no Laplacian) of net._values, differentiable again."""
-    again = torch.is_grad_enabled()  # else each layer's values may go once it is passed
+    again = torch.is_grad_enabled()  # else the values of each layer are freed on the way back
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         out, y = net._values(x, n_levels)
@@ -39,12 +40,12 @@ TAPS = {
 
 
 def by_differences(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`by_autograd` by differences over net.eps with net.taps points, and the Laplacian [S] (Li et al., Neuralangelo, 2023).
+    """`by_autograd` by differences over cfg.eps with cfg.taps points, and the Laplacian [S] (Li et al., Neuralangelo, 2023).
 
-    A difference wider than a grid cell moves all cells it spans, which smooths; eps 0 follows the finest open level.
+    A difference wider than a grid cell has a gradient in all cells it spans, which smooths; eps 0 follows the finest open level.
     """
     eps = eps_at(net, n_levels)
-    tap = torch.tensor(TAPS[net.taps], device=x.device)
+    tap = torch.tensor(TAPS[net.cfg.taps], device=x.device)
     tap = tap / tap[:1].norm()
     n, k = len(x), len(tap)
     out, y = net._values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
@@ -55,48 +56,36 @@ def by_differences(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, 
 
 
 def eps_at(net: nn.Module, n_levels: float) -> float:
-    """Step of the differences: net.eps radii, or (0) a cell of the finest open level."""
-    if net.eps:
-        return net.eps * net.radius
-    if isinstance(net.grid, HashGrid):
-        return 2 * net.radius / net.grid.spec.resolutions[max(1, int(n_levels)) - 1]
+    """Step of the differences: cfg.eps radii, or (0) a cell of the finest open level."""
+    if net.cfg.eps:
+        return net.cfg.eps * net.radius
+    if isinstance(net.encoding, HashGrid):
+        return 2 * net.radius / net.encoding.spec.resolutions[max(1, int(n_levels)) - 1]
     return net.radius * 2.0 ** -max(0.0, n_levels - 1)  # of waves: a sixth of the shortest
 
 
 class SDFNetwork(nn.Module):
     """Points [S, 3] -> FieldOutput: sdf, its gradient, features for the colour.
 
-    At step 0 the network is a sphere of `sphere_radius`: the first layer looks along evenly spread directions d_k, and the
-    mean of relu(d_k . x) over the sphere is |x| / 4 (geometric initialisation after Atzmon & Lipman, SAL, 2020).
+    At step 0 the network is a sphere of `sphere_radius`: the rows of the first layer are evenly spread directions d_k, and
+    the mean of relu(d_k . x) over the sphere is |x| / 4 (geometric initialisation after Atzmon & Lipman, SAL, 2020).
     """
 
-    normals, eps, taps = "analytic", 0.0, 6  # or "finite": differences over eps radii (0: the finest open cell)
-
-    def __init__(
-        self,
-        grid: nn.Module,
-        radius: float,
-        hidden: int,
-        layers: int,
-        n_features: int,
-        activation: str,
-        sphere_radius: float,
-        show_grid: bool = False,
-    ):
+    def __init__(self, cfg: SDFConfig, encoding: nn.Module, radius: float):
         super().__init__()
-        self.grid, self.radius, self.activation, self.show_grid = grid, radius, activation, show_grid
-        self.n_features = n_features + grid.width * show_grid  # of FieldOutput.feature
-        widths = [grid.width + 3, *[hidden] * layers]
+        self.cfg, self.encoding, self.radius = cfg, encoding, radius
+        self.n_features = cfg.feature + encoding.width * cfg.pass_encoding  # of FieldOutput.feature
+        widths = [encoding.width + 3, *[cfg.hidden] * cfg.layers]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
-        self.out = nn.Linear(hidden, 1 + n_features)
-        self._sphere(sphere_radius)
+        self.out = nn.Linear(cfg.hidden, 1 + cfg.feature)
+        self._sphere(cfg.sphere_radius * radius)
 
     @torch.no_grad()
     def _sphere(self, sphere_radius: float) -> None:
         hidden = self.out.in_features
         first = self.layers[0]
         first.weight[:, :3] = fibonacci_sphere(hidden)
-        first.weight[:, 3:].normal_(0, 0.1 if isinstance(self.grid, HashGrid) else 0.0)  # a table starts near 0: no dent; waves do not
+        first.weight[:, 3:].normal_(0, 0.1 if isinstance(self.encoding, HashGrid) else 0.0)  # a table starts near 0: no dent; waves do not
         first.bias.zero_()
         for layer in self.layers[1:]:
             nn.init.eye_(layer.weight)
@@ -110,37 +99,37 @@ class SDFNetwork(nn.Module):
 
     @property
     def n_levels(self) -> int:
-        return self.grid.n_levels
+        return self.encoding.n_levels
 
     def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], encoding [S, L * F]) without the gradient."""
-        activate, _ = ACTIVATIONS[self.activation]
+        activate, _ = ACTIVATIONS[self.cfg.activation]
         with torch.autocast(x.device.type, enabled=False):  # differences and slopes need all digits
-            y = self.grid(x / (2 * self.radius) + 0.5, n_levels)
+            y = self.encoding(x / (2 * self.radius) + 0.5, n_levels)
             a = torch.cat([x, y], 1)
             for layer in self.layers:
                 a, _ = activate(layer(a))
             return self.out(a), y
 
-    def sdf(self, x: Tensor, n_levels: int) -> Tensor:
+    def sdf(self, x: Tensor, n_levels: float) -> Tensor:
         """Signed distance [S] alone: for occupancy and meshes."""
         return self._values(x, n_levels)[0][:, 0]
 
-    def forward_torch(self, x: Tensor, n_levels: int) -> FieldOutput:
+    def forward_torch(self, x: Tensor, n_levels: float) -> FieldOutput:
         """The specification, by autograd."""
         return self._output(*by_autograd(self, x, n_levels))
 
-    def _output(self, out: Tensor, grad: Tensor, y: Tensor, laplacian: Tensor | None = None) -> FieldOutput:
-        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], y], 1) if self.show_grid else out[:, 1:], laplacian)
+    def _output(self, out: Tensor, grad: Tensor, y: Tensor, laplacian: Tensor | None = None, eps: float = 0.0) -> FieldOutput:
+        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], y], 1) if self.cfg.pass_encoding else out[:, 1:], laplacian, eps)
 
-    def forward(self, x: Tensor, n_levels: int) -> FieldOutput:
+    def forward(self, x: Tensor, n_levels: float) -> FieldOutput:
         """x [S, 3] in the unit sphere's frame; levels from n_levels on are closed."""
-        if self.normals == "finite":
-            return self._output(*by_differences(self, x, n_levels))
-        if getattr(self.grid, "backend", "") != "warp":
+        if self.cfg.normals == "finite":
+            return self._output(*by_differences(self, x, n_levels), eps_at(self, n_levels))
+        if getattr(self.encoding, "backend", "") != "warp":
             return self.forward_torch(x, n_levels)
         from models.sdf_fused import FusedSDF
 
         weights = [p for layer in (*self.layers, self.out) for p in (layer.weight, layer.bias)]
-        out, grad, y = FusedSDF.apply(x, self.grid.table, self.grid.spec, n_levels, self.radius, self.activation, *weights)
+        out, grad, y = FusedSDF.apply(x, self.encoding.table, self.encoding.spec, n_levels, self.radius, self.cfg.activation, *weights)
         return self._output(out, grad, y.T)

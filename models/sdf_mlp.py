@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from confs.model import SDFConfig
 from models.network import softplus
-from models.sdf import by_autograd, by_differences
+from models.sdf import by_autograd, by_differences, eps_at
 from utils.errors import UserError
 from utils.rays import FieldOutput
 
@@ -18,11 +19,11 @@ class SDFMLP(nn.Module):
     Softplus, weight norm, and the start of Atzmon & Lipman (SAL, 2020): a sphere of `sphere_radius`.
     """
 
-    def __init__(self, encoding: nn.Module, radius: float, hidden: int, layers: int, n_features: int, sphere_radius: float, skip: int = 0):
+    def __init__(self, cfg: SDFConfig, encoding: nn.Module, radius: float):
         super().__init__()
-        self.grid, self.radius, self.skip = encoding, radius, skip
-        self.normals, self.eps, self.taps = "analytic", 0.0, 6
-        self.n_features = n_features + 3  # the point itself goes to the colour too
+        self.cfg, self.encoding, self.radius, self.skip = cfg, encoding, radius, cfg.skip
+        hidden, layers, skip, n_features = cfg.hidden, cfg.layers, cfg.skip, cfg.feature
+        self.n_features = n_features + 3  # the colour network receives the position too
         n_in = 3 + encoding.width
         if skip and hidden <= n_in:
             raise UserError(f"model.sdf.hidden: must exceed the {n_in} inputs that enter again at model.sdf.skip={skip}, got {hidden}")
@@ -30,7 +31,7 @@ class SDFMLP(nn.Module):
         self.layers = nn.ModuleList()
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             layer = nn.Linear(a, b - n_in if skip and i + 1 == skip else b)
-            self._start(layer, i, last=i == layers, n_in=n_in, sphere_radius=sphere_radius / radius)
+            self._start(layer, i, last=i == layers, n_in=n_in, sphere_radius=cfg.sphere_radius)
             self.layers.append(weight_norm(layer))
 
     @torch.no_grad()
@@ -49,13 +50,13 @@ class SDFMLP(nn.Module):
 
     @property
     def n_levels(self) -> int:
-        return self.grid.n_levels
+        return self.encoding.n_levels
 
     def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], the point in radii [S, 3])."""
         z = x / self.radius
         with torch.autocast(x.device.type, enabled=False):  # a slope needs all digits
-            first = torch.cat([z, self.grid(z / 2 + 0.5, n_levels)], 1)
+            first = torch.cat([z, self.encoding(z / 2 + 0.5, n_levels)], 1)
             a = first
             for i, layer in enumerate(self.layers):
                 if i and i == self.skip:
@@ -70,5 +71,6 @@ class SDFMLP(nn.Module):
         return self._values(x, n_levels)[0][:, 0]
 
     def forward(self, x: Tensor, n_levels: float) -> FieldOutput:
-        out, grad, z, laplacian = by_differences(self, x, n_levels) if self.normals == "finite" else by_autograd(self, x, n_levels)
-        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], z], 1), laplacian)
+        out, grad, z, laplacian = by_differences(self, x, n_levels) if self.cfg.normals == "finite" else by_autograd(self, x, n_levels)
+        eps = 0.0 if laplacian is None else eps_at(self, n_levels)
+        return FieldOutput(out[:, 0], grad, torch.cat([out[:, 1:], z], 1), laplacian, eps)

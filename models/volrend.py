@@ -55,9 +55,9 @@ def weights_from_alpha(alpha: Tensor, offsets: Tensor, early_stop: float = 0.0, 
     if not len(alpha):
         return alpha.clone(), alpha.clone()
     if backend == "warp":
-        from models.volrend_warp import Weights
+        from models.volrend_warp import TransmittanceWeights
 
-        return Weights.apply(alpha.contiguous(), offsets, early_stop, False)
+        return TransmittanceWeights.apply(alpha.contiguous(), offsets, early_stop, False)
     if backend == "nerfacc":
         return _weights_nerfacc(alpha, offsets, early_stop)
     return _weights_torch(alpha, offsets, early_stop)
@@ -86,9 +86,9 @@ def weights_from_density(
     if not len(depth):
         return depth, depth.clone()
     if backend == "warp":
-        from models.volrend_warp import Weights
+        from models.volrend_warp import TransmittanceWeights
 
-        return Weights.apply(depth.contiguous(), offsets, early_stop, True)
+        return TransmittanceWeights.apply(depth.contiguous(), offsets, early_stop, True)
     return _optical_torch(depth, offsets, early_stop)
 
 

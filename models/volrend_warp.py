@@ -241,7 +241,7 @@ def _vec(channels: int) -> Callable[[Tensor], object]:
     return functools.partial(warp_launch.array, dtype=wp.types.vector(length=channels, dtype=wp.float32))
 
 
-class Weights(torch.autograd.Function):
+class TransmittanceWeights(torch.autograd.Function):
     """x [S] (opacity, or optical depth when `optical`) -> (weights [S], transmittance [S])."""
 
     @staticmethod
@@ -289,7 +289,7 @@ class Accumulate(torch.autograd.Function):
 
 
 class Composite(torch.autograd.Function):
-    """alphas [S], values [S, C] -> (sums [R, C], weights [S]): `Weights` and `Accumulate` in one walk each way."""
+    """alphas [S], values [S, C] -> (sums [R, C], weights [S]): `TransmittanceWeights` and `Accumulate` in one walk each way."""
 
     @staticmethod
     def forward(ctx, alphas: Tensor, values: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:

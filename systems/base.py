@@ -1,4 +1,4 @@
-"""What the systems of radiance methods share: truth over a background, weighted terms, views in chunks."""
+"""The system of a method: truth over a background, weighted loss terms, views in chunks. The trainer knows this class alone."""
 
 import logging
 from dataclasses import fields
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from confs.schema import Config, loss_weights
 from encoder.hashgrid import HashGrid
 from models.background import Background
-from models.traced import Traced
+from models.method import Method, RenderContext, RenderOutput
 from systems.export import export_mesh
-from systems.losses import Evidence, weighted_terms
+from systems.losses import LossInputs, weighted_terms
 from utils.errors import UserError
 from utils.log import RunFolder
 from utils.rays import RayBatch, Rays, Render, Scene
@@ -28,68 +28,71 @@ def hash_tables(module: nn.Module) -> list[Tensor]:
     return [m.table for m in module.modules() if isinstance(m, HashGrid)]
 
 
-class RaySystem:
-    """Binds model, losses and optimiser groups; the trainer knows nothing of the method.
+def on_masks(cfg: Config, scene: Scene) -> bool:
+    """Whether photographs are cut out by their masks and composited on a background."""
+    return cfg.dataset.apply_mask and scene.masks is not None and scene.test_background != "image"
 
-    A method says how its model is rendered (`trace`, `view`), what its own parameters are (`own_groups`) and what is noted.
-    stats: what the last `losses` call saw (samples, rays, ...), for the log and the ray count; shown: those on the bar.
+
+def picture_background(cfg: Config, scene: Scene) -> Tensor:
+    """[3] behind pictures of views and the video: the test background of cut-out photographs, else the training background."""
+    white = scene.test_background == "white" if on_masks(cfg, scene) else cfg.model.background == "white"
+    return torch.full((3,), float(white))
+
+
+class RaySystem:
+    """Binds a `Method` to its losses and optimiser groups.
+
+    stats: figures of the last `losses` call (samples, rays, ...), for the log and the ray count.
     """
 
-    shown = ("psnr",)
-
-    def __init__(self, model: nn.Module, cfg: Config, device: torch.device):
+    def __init__(self, model: Method, cfg: Config, device: torch.device):
         self.model, self.cfg, self.device = model, cfg, device
         self.weights = {name: ramp(getattr(cfg.loss, name)) for name in loss_weights()}
         if not (cfg.dataset.apply_mask or cfg.model.background == "learned"):
-            self.weights["mask"] = ramp(0.0)  # masks are not to be used; under a learned background loss.mask asks for them
+            self.weights["mask"] = ramp(0.0)  # masks are not to be used; with a learned background loss.mask uses them
         self.stats: dict[str, float] = {}
 
-    # ------------------------------------------------------------------ what a method says
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Figures on the progress bar."""
+        return self.model.shown
 
-    def trace(self, batch: RayBatch, background: Tensor, jitter: Tensor, extra: Tensor | None, progress: float) -> Traced:
-        """A training step's render."""
-        raise NotImplementedError
-
-    def view(self, rays: Rays, background: Tensor, progress: float, everywhere: bool) -> Render:
-        """A picture's render, without random numbers."""
-        raise NotImplementedError
-
-    def maps(self, rays: Rays, render: Render, progress: float = 1.0, chunk: int = 4096) -> dict[str, Tensor]:
-        """What else a picture can show, by name: [R, 3] in [0, 1] for the rays of a view that was rendered."""
-        return {}
-
-    def own_groups(self) -> list[dict]:
-        """Optimiser groups of parameters with a rate of their own."""
-        return []
-
-    def slow_stats(self, progress: float) -> dict[str, float]:
-        """Figures that cost a little, for the log alone."""
-        return {"occupied": self.model.occupancy.share}
+    # ------------------------------------------------------------------ around a run
 
     def prepare(self, scene: Scene) -> None:
-        """A look at the scene before anything else; most methods need none."""
+        """Check the scene before training: warns of loss terms that need data it does not have."""
+        lacking = {"mask": "masks" if scene.masks is None else "", "points": "structure-from-motion points" if scene.points is None else ""}
+        for name, what in lacking.items():
+            weight = self.weights[name]
+            if what and (weight.start or weight.end):
+                log.warning("loss.%s has no effect: %s has no %s", name, scene.name, what)
 
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
         """What `--mesh` writes; returns the mesh in world units."""
         return export_mesh(self, scene, self.cfg, run, self.device)
 
-    # ------------------------------------------------------------------ what the trainer asks
+    def slow_stats(self, progress: float) -> dict[str, float]:
+        """Figures that cost a little, for the log alone."""
+        return {"occupied": self.model.sampler.share} if self.model.sampler is not None else {}
+
+    # ------------------------------------------------------------------ training
 
     def param_groups(self) -> list[dict]:
         """Groups for AdamW, each with the learning rate it starts from; hash tables are updated lazily."""
         o = self.cfg.optim
-        behind = [table for m in self.model.modules() if isinstance(m, Background) for table in hash_tables(m)]
-        own = self.own_groups()
-        taken = {id(p) for p in behind} | {id(p) for group in own for p in group["params"]}
+        background = [table for m in self.model.modules() if isinstance(m, Background) for table in hash_tables(m)]
+        own = self.model.own_groups(o)
+        taken = {id(p) for p in background} | {id(p) for group in own for p in group["params"]}
         tables = [p for p in hash_tables(self.model) if id(p) not in taken]
         taken |= {id(p) for p in tables}
         networks = [p for p in self.model.parameters() if id(p) not in taken]
-        lazy = [("grid", tables, o.lr_grid), ("backdrop", behind, o.lr_backdrop)]
+        lazy = [("grid", tables, o.lr_grid), ("background", background, o.lr_background)]
         grids = [{"name": name, "params": p, "lr": lr, "weight_decay": 0.0, "lazy": True} for name, p, lr in lazy if p]
         return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own]
 
     def before_step(self, step: int, progress: float) -> None:
-        self.model.before_step(step, progress)
+        """Refresh the sampler."""
+        self.model.before_step(step, self.model.context(progress, training=True))
 
     def losses(self, batch: RayBatch, progress: float) -> dict[str, Tensor]:
         """Weighted, named scalars of one step."""
@@ -99,21 +102,58 @@ class RaySystem:
         if self.cfg.dataset.apply_mask and batch.mask is not None:
             truth = truth * batch.mask[:, None] + background * (1 - batch.mask[:, None])
         jitter = torch.rand(len(batch.rays), device=self.device)
-        traced = self.trace(batch, background, jitter, self._extra_points(weight), progress)
-        terms = weighted_terms(Evidence(batch, truth, traced, self.model, self.cfg.loss, progress), weight)
-        self._note(traced, truth, progress)
+        context = self.model.context(progress, True, background, jitter, self._extra_points(weight))
+        output = self.model.render(batch.rays, context)
+        terms = weighted_terms(LossInputs(batch, truth, output, self.model, self.cfg.loss, context), weight)
+        self._note(output, truth, context)
         return terms
 
-    @torch.no_grad()
-    def render_view(self, rays: Rays, background: Tensor, progress: float = 1.0, chunk: int = 4096, everywhere: bool = False) -> Render:
-        """All rays of a view [R] over a background colour [3], `chunk` at a time; no jitter, no random numbers.
+    def _train_background(self, n: int) -> Tensor:
+        """[n, 3]; a learned background replaces it."""
+        kind = self.cfg.model.background
+        if kind == "random":
+            return torch.rand(n, 3, device=self.device)
+        return torch.full((n, 3), COLOURS.get(kind, 0.0), device=self.device)
 
-        everywhere: the learned background also where the object hides it.
+    def _extra_points(self, weight: dict[str, float]) -> Tensor | None:
+        """Uniform points [P, 3] of the sphere for the eikonal and sparsity terms of a method with an SDF."""
+        wanted = "sdf" in self.model.capabilities and (weight["eikonal"] or weight["sparsity"])
+        n = self.cfg.loss.eikonal_points if wanted else 0
+        if not n:
+            return None
+        direction = F.normalize(torch.randn(n, 3, device=self.device), dim=-1)
+        return direction * torch.rand(n, 1, device=self.device) ** (1 / 3) * self.cfg.model.radius
+
+    @torch.no_grad()
+    def _note(self, output: RenderOutput, truth: Tensor, context: RenderContext) -> None:
+        n = len(truth)
+        samples = n if output.samples is None else len(output.samples)
+        self.stats = {
+            "psnr": float(-10 * torch.log10(((output.render.rgb - truth) ** 2).mean().clamp(min=1e-10))),
+            "rays": n,
+            "samples": samples + (0 if output.background is None else output.background.weights.numel()),
+            "samples_per_ray": samples / max(n, 1),
+            **self.model.stats(context),
+        }
+        if output.background is not None:
+            self.stats["background_rays"] = len(output.background.rays) / max(n, 1)
+
+    # ------------------------------------------------------------------ pictures
+
+    @torch.no_grad()
+    def render_view(
+        self, rays: Rays, background: Tensor, progress: float = 1.0, chunk: int = 4096, full_background: bool = False
+    ) -> Render:
+        """All rays of a view [R] over a background colour [3], `chunk` at a time; no random numbers.
+
+        full_background: the learned background also where the object hides it.
         """
-        parts, start = [], 0
+        parts: list[Render] = []
+        start = 0
+        context = self.model.context(progress, False, background, full_background=full_background)
         while start < len(rays):
             try:
-                parts.append(self.view(rays[slice(start, start + chunk)], background, progress, everywhere))
+                parts.append(self.model.render(rays[slice(start, start + chunk)], context).render)
                 start += chunk
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
@@ -124,36 +164,20 @@ class RaySystem:
         columns = ([getattr(p, f.name) for p in parts] for f in fields(Render))
         return Render(*(None if column[0] is None else torch.cat(column) for column in columns))
 
+    def maps(self, rays: Rays, render: Render, progress: float = 1.0, chunk: int = 4096) -> dict[str, Tensor]:
+        """The method's own pictures of a rendered view, by label: [R, 3] in [0, 1]."""
+        return self.model.maps(rays, render, self.model.context(progress), chunk)
+
     @torch.no_grad()
     def colours(self, x: Tensor, progress: float = 1.0) -> Tensor:
         """sRGB colours [P, 3] of surface points [P, 3]."""
-        return torch.cat([self.model.colour_at(part, progress) for part in x.split(65536)]) if len(x) else x
+        context = self.model.context(progress)
+        return torch.cat([self.model.colour_at(part, context) for part in x.split(65536)]) if len(x) else x
 
-    # ------------------------------------------------------------------ parts
+    def surface(self, progress: float = 1.0):
+        """(points [P, 3] -> [P], negative inside) of the surface a mesh is extracted from."""
+        return self.model.surface(self.model.context(progress))
 
-    def _train_background(self, n: int) -> Tensor:
-        """[n, 3]; under a learned background it is seen by nobody."""
-        kind = self.cfg.model.background
-        if kind == "random":
-            return torch.rand(n, 3, device=self.device)
-        return torch.full((n, 3), COLOURS.get(kind, 0.0), device=self.device)
-
-    def _extra_points(self, weight: dict[str, float]) -> Tensor | None:
-        n = self.cfg.loss.eikonal_points if weight["eikonal"] or weight["sparsity"] else 0
-        if not n:
-            return None
-        direction = F.normalize(torch.randn(n, 3, device=self.device), dim=-1)
-        return direction * torch.rand(n, 1, device=self.device) ** (1 / 3) * self.cfg.model.radius
-
-    @torch.no_grad()
-    def _note(self, traced: Traced, truth: Tensor, progress: float) -> None:
-        n, behind = traced.samples.n_rays, 0 if traced.behind is None else traced.behind.weights.numel()
-        self.stats = {
-            "psnr": float(-10 * torch.log10(((traced.render.rgb - truth) ** 2).mean().clamp(min=1e-10))),
-            "rays": n,
-            "samples": len(traced.samples) + behind,
-            "samples_per_ray": len(traced.samples) / max(n, 1),
-            "levels": self.model.open_levels(progress),
-        }
-        if traced.behind is not None:
-            self.stats["behind"] = len(traced.behind.seen) / max(n, 1)
+    def diagnosis(self) -> str:
+        """One clause on the state of the geometry, for errors."""
+        return self.model.diagnosis()

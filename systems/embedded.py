@@ -1,14 +1,14 @@
-"""Our own renderer: a recovered material under a given light, with shadows and one bounce off the object itself.
+"""The embedded renderer: a recovered material under a given light, with shadows and one bounce.
 
-Directions are drawn by the cosine, by the GGX lobe and by the light's brightness, weighed by the balance heuristic.
+Directions are sampled by the cosine, by the GGX lobe and by the light's power, weighted by the balance heuristic.
 """
 
 import torch
 from torch import Tensor
 
-from models.environment import EnvironmentMap
 from models.ggx_sampling import pattern
-from models.material import Counts, MaterialModel, Surface, draw, reflect
+from models.lights import EnvironmentMap
+from models.material import Counts, MaterialModel, Surface, reflect, sample_directions
 from process_data.rays import make_rays
 from utils.colour import linear_to_srgb
 from utils.rays import Cameras
@@ -29,21 +29,21 @@ def counts(samples: int) -> Counts:
 def outgoing(
     model: MaterialModel, light: EnvironmentMap, surface: Surface, samples: int, shift: Tensor, bounces: int, turn: int = 0
 ) -> Tensor:
-    """Linear radiance [P, 3] that leaves the surface towards its viewers. shift [P, 6], turn: place the directions."""
+    """Linear radiance [P, 3] that leaves the surface towards its viewers. shift [P, 6] and turn offset the directions."""
     if not len(surface.points):
         return torch.zeros(0, 3, device=surface.points.device)
     material = model.material_at(surface.points)
-    drawn = draw(surface, material.alpha, counts(samples), shift, light, turn)
+    drawn = sample_directions(surface, material.alpha, counts(samples), shift, light, turn)
     radiance = torch.zeros_like(drawn.dirs).view(-1, 3)
     starts = surface.points + model.options.offset * surface.face_normal
     toward = drawn.dirs.reshape(-1, 3)[drawn.above]
     at = torch.div(drawn.above, drawn.dirs.shape[1], rounding_mode="floor")
-    hits = model.tracer(starts[at], toward)
+    hits = model.trace(starts[at], toward)
     free = ~hits.found
     radiance[drawn.above[free]] = light.radiance(toward[free])
     if bounces:
-        again = model.surface(hits, toward)
-        moved = (shift[at[again.ray]] + GOLDEN * again.ray[:, None]) % 1  # another place in the pattern for each bounce
+        again = model.surface_at(hits, toward)
+        moved = (shift[at[again.ray]] + GOLDEN * again.ray[:, None]) % 1  # another offset of the pattern for each bounce
         bounced = torch.cat([
             outgoing(model, light, Surface(*(x[i : i + 32768] for x in vars(again).values())), 4, moved[i : i + 32768], bounces - 1)
             for i in range(0, len(again.ray), 32768)
@@ -53,7 +53,7 @@ def outgoing(
 
 
 @torch.no_grad()
-def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: int, samples: int, transparent: bool) -> Tensor:
+def render_relit(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: int, samples: int, transparent: bool) -> Tensor:
     """View i of cameras in the unit sphere's frame: sRGB and alpha (straight) [H, W, 4] in [0, 1], the same at every call."""
     h, w = cameras.height, cameras.width
     device = model.local.device
@@ -64,7 +64,7 @@ def picture(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: in
     for k in range(RAYS):
         offset = pattern(RAYS, torch.zeros(1, 2))[0, k] - 0.5
         rays = make_rays(cameras, torch.full((h * w,), i), centre + offset, 1.0).to(device)
-        hits, surface = model.meet(rays.origins, rays.dirs)
+        hits, surface = model.first_hits(rays.origins, rays.dirs)
         for a in range(0, len(surface.ray), POINTS):
             part = Surface(*(x[a : a + POINTS] for x in vars(surface).values()))
             colour[part.ray] += outgoing(model, light, part, max(4, samples // RAYS), shift[part.ray], 1, k)

@@ -1,4 +1,4 @@
-"""What a finished run is judged by: held-out views, side-by-side pictures, a video."""
+"""Evaluation of a trained system: metrics and pictures of held-out views, a video."""
 
 import json
 import logging
@@ -11,8 +11,9 @@ from tqdm import tqdm
 from confs.schema import Config
 from process_data.path import orbit
 from process_data.rays import view_rays
+from systems.base import picture_background
 from systems.metrics import view_metrics
-from systems.validate import pictures, rows_of, truth_of
+from systems.validate import rows_of, truth_of, view_images
 from utils.checkpoint import write_atomic
 from utils.errors import UserError
 from utils.image import sheet, write_png
@@ -30,15 +31,23 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
     h, w = scene.cameras.height, scene.cameras.width
     rows = []
     for view in tqdm(views, desc="test", leave=False):
-        truth, mask, background = truth_of(scene, view, cfg.dataset.apply_mask)
+        truth, mask, background = truth_of(scene, view, cfg)
         rays = view_rays(scene.cameras, view, cfg.model.radius).to(device)
         render = system.render_view(rays, background.to(device), chunk=cfg.trainer.chunk)
         metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask)
         rows.append({"view": view, "name": scene.names[view], **metrics})
-        rgb, depth, normal = pictures(render, scene.cameras.c2w[view], h, w)
+        rgb, depth, normal = view_images(render, scene.cameras.c2w[view], h, w)
         maps = system.maps(rays, render, chunk=cfg.trainer.chunk)
         write_png(run / f"test/{view:03d}.png", rows_of([(truth * 255).round().to(torch.uint8), rgb, depth, normal], maps, h, w))
-    means = {k: float(np.mean([r[k] for r in rows])) if rows[0][k] is not None else None for k in ("psnr", "ssim", "psnr_masked")}
+    means = {}
+    for key in ("psnr", "ssim", "psnr_masked"):
+        known = [r[key] for r in rows if r[key] is not None]
+        means[key] = float(np.mean(known)) if known else None
+    empty = [r["name"] for r in rows if r["psnr_masked"] is None]
+    if empty and means["psnr_masked"] is not None:
+        log.warning(
+            "the mask is empty in %d of %d held-out views (first: %s): psnr_masked leaves them out", len(empty), len(rows), empty[0]
+        )
     result = {
         **means,
         "held_out": bool(scene.test),
@@ -54,11 +63,11 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
 def video(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> None:
     """An mp4 of colour and normals along a path over the captured hemisphere; a gif where no encoder is to be had."""
     cameras = scale_cameras(orbit(scene.cameras, cfg.dataset.test_steps, cfg.model.radius), cfg.dataset.test_scale)
-    background = torch.ones(3, device=device) if scene.test_background == "white" else torch.zeros(3, device=device)
+    background = picture_background(cfg, scene).to(device)
     frames = []
     for i in tqdm(range(len(cameras)), desc="video", leave=False):
         render = system.render_view(view_rays(cameras, i, cfg.model.radius).to(device), background, chunk=cfg.trainer.chunk)
-        rgb, _, normal = pictures(render, cameras.c2w[i], cameras.height, cameras.width)
+        rgb, _, normal = view_images(render, cameras.c2w[i], cameras.height, cameras.width)
         frames.append(np.asarray(sheet([rgb, normal])))
     path = write_video(run / "video.mp4", frames)
     log.info("video: %d frames -> %s", len(frames), path)

@@ -58,12 +58,12 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
         "; ".join(how),
         paths[0],
     )
-    write_png(run / "mesh/mesh.png", picture(mesh, scene))
+    write_png(run / "mesh/mesh.png", mesh_views(mesh, scene))
     return mesh
 
 
-def picture(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
-    """The mesh as n of the cameras see it that stand far apart: its colours above, a light at the camera below."""
+def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
+    """The mesh from n cameras that are far apart: its colours above, shaded by a light at the camera below."""
     to_world, cameras = scene.to_world.numpy(), scene.cameras
     centres = cameras.c2w[:, :, 3].numpy()
     chosen = [0]

@@ -1,34 +1,34 @@
-"""Loss terms: functions of tensors that return a scalar, and the table of what each is fed.
+"""Loss terms: functions of tensors that return a scalar, and the table of their inputs.
 
-A term is one entry of TERMS here and one weight in `confs/schema.py: LossConfig`, which says in a line what it is for.
-Shapes must match; nothing broadcasts in silence.
+A term is one entry of TERMS here, one weight with its purpose in `confs/schema.py: LossConfig` and, where the term needs more than
+a colour, one entry in `confs/effects.py: NEEDS`. Shapes must match; nothing is broadcast.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from confs.effects import NEEDS
 from confs.schema import LossConfig
+from models.method import Method, RenderContext, RenderOutput
 from models.proposal import PropNetEstimator
-from models.sdf import eps_at
-from models.traced import Traced
 from models.volrend import distortion as packed_distortion
 from utils.rays import RayBatch
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a training step knows when the terms are computed."""
+class LossInputs:
+    """The inputs of the loss terms of one training step."""
 
     batch: RayBatch
-    truth: Tensor  # [R, 3] as the render should be
-    traced: Traced
-    model: nn.Module
+    truth: Tensor  # [R, 3] the photographs' colours, composited as the render is
+    output: RenderOutput
+    model: Method
     cfg: LossConfig
-    progress: float
+    context: RenderContext
 
 
 def _same(a: Tensor, b: Tensor) -> None:
@@ -64,10 +64,10 @@ def rgb_charbonnier(rgb: Tensor, truth: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 def crossed(term: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, truth: Tensor) -> Tensor:
-    """`term` at the mean of two independent noisy estimates a and b [R, 3]; the slope met at one is applied to the other.
+    """`term` at the mean of two independent noisy estimates a and b [R, 3]; the slope at one multiplies the gradient of the other.
 
-    A term of one noisy estimate also punishes its noise, and a light that is not noisy is one without lamps. Here the
-    gradient's mean is that of the estimates' mean, exactly so for `rgb_mse` (as Mitsuba 2 does, Nimier-David et al., 2019).
+    A term of one noisy estimate penalises its variance too, which favours a light without lamps. Here the expected gradient is
+    that at the mean of the estimates, exactly so for `rgb_mse` (as in Mitsuba 2, Nimier-David et al., 2019).
     """
 
     def slope(x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def mask_bce(opacity: Tensor, mask: Tensor) -> Tensor:
 
 
 def opaque(opacity: Tensor, eps: float = 1e-3) -> Tensor:
-    """Entropy of opacity [R]: 0 where a ray passes or is stopped, at most log 2 in between."""
+    """Entropy of opacity [R]: 0 at opacity 0 and 1, at most log 2 in between."""
     p = opacity.clamp(eps, 1 - eps)
     low = torch.special.entr(p.new_tensor(eps)) + torch.special.entr(p.new_tensor(1 - eps))
     return (torch.special.entr(p) + torch.special.entr(1 - p) - low).clamp(min=0).mean()
@@ -112,14 +112,14 @@ def bending(laplacian: Tensor, eps: float) -> Tensor:
 
 
 def sparsity(sdf: Tensor, scale: float) -> Tensor:
-    """Mean exp(-scale |sdf|) over points [P]: pushes surfaces out of space that nobody sees (SparseNeuS, 2022)."""
+    """Mean exp(-scale |sdf|) over points [P]: removes surfaces outside every view (SparseNeuS, 2022)."""
     return torch.exp(-scale * sdf.abs()).mean() if len(sdf) else sdf.sum()
 
 
-def occlusion(estimated: Tensor, marched: Tensor) -> Tensor:
+def occlusion(predicted: Tensor, marched: Tensor) -> Tensor:
     """Mean absolute error of probabilities [P] (NeRO)."""
-    _same(estimated, marched)
-    return (estimated - marched).abs().mean() if len(marched) else estimated.sum()
+    _same(predicted, marched)
+    return (predicted - marched).abs().mean() if len(marched) else predicted.sum()
 
 
 def dense_distortion(weights: Tensor, edges: Tensor) -> Tensor:
@@ -129,85 +129,85 @@ def dense_distortion(weights: Tensor, edges: Tensor) -> Tensor:
     return (2 * weights[:, 1:] * ahead).sum(1) + (weights**2 * length).sum(1) / 3
 
 
-# ------------------------------------------------------------------ what each term is fed
+# ------------------------------------------------------------------ the inputs of each term
 
 
-def _mask(e: Evidence) -> Tensor | None:
-    return None if e.batch.mask is None else mask_bce(e.traced.render.opacity, e.batch.mask)
+def _mask(e: LossInputs) -> Tensor | None:
+    return None if e.batch.mask is None else mask_bce(e.output.render.opacity, e.batch.mask)
 
 
-def _eikonal(e: Evidence) -> Tensor | None:
-    if e.traced.field is None:
+def _eikonal(e: LossInputs) -> Tensor | None:
+    field, extra = e.output.field, e.output.extra
+    if field is None:
         return None
-    return eikonal(torch.cat([e.traced.field.grad] + ([e.traced.extra.grad] if e.traced.extra is not None else [])))
+    return eikonal(torch.cat([field.grad] + ([extra.grad] if extra is not None else [])))
 
 
-def _curvature(e: Evidence) -> Tensor | None:
-    """From finite differences the Laplacian; else normals at a share of the samples against those a small random step away."""
-    t = e.traced
-    if t.field is None:
+def _curvature(e: LossInputs) -> Tensor | None:
+    """From the Laplacian of finite differences; else from normals at an eighth of the samples and at points a small step away."""
+    field, samples = e.output.field, e.output.samples
+    if field is None or samples is None:
         return None
-    if t.field.laplacian is not None:
-        return bending(t.field.laplacian, eps_at(e.model.sdf, e.model.open_levels(e.progress)))
-    n, device = len(t.samples), t.weights.device
+    if field.laplacian is not None:
+        return bending(field.laplacian, field.eps)
+    n, device = len(samples), field.sdf.device
     pick = torch.randperm(n, device=device)[: max(1, n // 8)] if n else torch.empty(0, dtype=torch.long, device=device)
-    index = t.samples.ray_indices[pick]
-    points = e.batch.rays.origins[index] + e.batch.rays.dirs[index] * t.samples.t[pick, None]
-    normal = F.normalize(t.field.grad[pick], dim=-1, eps=1e-6)
+    index = samples.ray_indices[pick]
+    points = e.batch.rays.origins[index] + e.batch.rays.dirs[index] * samples.t[pick, None]
+    normal = F.normalize(field.grad[pick], dim=-1, eps=1e-6)
     tangent = torch.cross(normal, F.normalize(torch.randn_like(normal), dim=-1), dim=-1).detach()
-    near = e.model.sdf(points + tangent * e.model.min_step, e.model.open_levels(e.progress))
+    near = e.model.field_at(points + tangent * e.context.step, e.context)
     return curvature(normal, F.normalize(near.grad, dim=-1, eps=1e-6))
 
 
-def _sparsity(e: Evidence) -> Tensor | None:
-    where = e.traced.extra or e.traced.field
-    return None if where is None else sparsity(where.sdf, e.cfg.sparsity_scale)
+def _sparsity(e: LossInputs) -> Tensor | None:
+    field = e.output.extra or e.output.field
+    return None if field is None else sparsity(field.sdf, e.cfg.sparsity_scale)
 
 
-def _points(e: Evidence) -> Tensor | None:
-    if e.traced.field is None or e.batch.points is None:
+def _points(e: LossInputs) -> Tensor | None:
+    if e.batch.points is None:
         return None
     inside = e.batch.points[e.batch.points.norm(dim=-1) < e.model.radius]
-    return e.model.sdf.sdf(inside, e.model.open_levels(e.progress)).abs().mean() if len(inside) else None
+    return e.model.sdf_at(inside, e.context).abs().mean() if len(inside) else None
 
 
-def _distortion(e: Evidence) -> Tensor:
-    s, rays = e.traced.samples, e.batch.rays
-    each = packed_distortion(e.traced.weights, s.t_starts, s.t_ends, s.offsets, backend=e.model.composite_backend)
+def _distortion(e: LossInputs) -> Tensor | None:
+    s, weights, rays = e.output.samples, e.output.weights, e.batch.rays
+    if s is None or weights is None:
+        return None
+    each = packed_distortion(weights, s.t_starts, s.t_ends, s.offsets, backend=e.model.composite_backend)
     return (each / (rays.far - rays.near).clamp(min=1e-3)).mean()
 
 
-def _distortion_bg(e: Evidence) -> Tensor | None:
-    b = e.traced.behind
-    return dense_distortion(b.weights, b.proposed.s).sum() / len(e.batch.rays) if b is not None else None
+def _distortion_bg(e: LossInputs) -> Tensor | None:
+    b = e.output.background
+    return dense_distortion(b.weights, b.proposals.s).sum() / len(e.batch.rays) if b is not None else None
 
 
-def _interlevel(e: Evidence) -> Tensor | None:
-    t = e.traced
-    parts = [PropNetEstimator.compute_loss(t.behind.proposed, t.behind.weights)] if t.behind is not None else []
-    if t.proposed is not None:
-        parts.append(PropNetEstimator.compute_loss(t.proposed, t.weights.view(len(t.proposed.s), -1)))
+def _interlevel(e: LossInputs) -> Tensor | None:
+    b, proposals, weights = e.output.background, e.output.proposals, e.output.weights
+    parts = [PropNetEstimator.compute_loss(b.proposals, b.weights)] if b is not None else []
+    if proposals is not None and weights is not None:
+        parts.append(PropNetEstimator.compute_loss(proposals, weights.view(len(proposals.s), -1)))
     return torch.stack(parts).sum() if parts else None
 
 
-def _occlusion(e: Evidence) -> Tensor | None:
-    """Of a method that estimates it: mean |estimated - marched| probability that a mirrored view meets the object (NeRO)."""
-    if not hasattr(e.model, "occlusion_pair"):
-        return None
-    estimated, marched = e.model.occlusion_pair(e.batch.rays, e.traced, e.progress)
-    return occlusion(estimated, marched)
+def _occlusion(e: LossInputs) -> Tensor | None:
+    """Mean |predicted - marched| probability that reflected rays hit the object (NeRO)."""
+    return occlusion(*e.model.occlusion_pair(e.batch.rays, e.output, e.context))
 
 
-# name of the weight -> the term, or None where a step has nothing to say about it
-TERMS: dict[str, Callable[[Evidence], Tensor | None]] = {
-    "rgb": lambda e: rgb_l1(e.traced.render.rgb, e.truth),
-    "rgb_mse": lambda e: rgb_mse(e.traced.render.rgb, e.truth),
-    "rgb_smooth_l1": lambda e: rgb_smooth_l1(e.traced.render.rgb, e.truth),
-    "rgb_charbonnier": lambda e: rgb_charbonnier(e.traced.render.rgb, e.truth),
+# name of the weight -> the term, or None where a step has no data for it
+TERMS: dict[str, Callable[[LossInputs], Tensor | None]] = {
+    "rgb": lambda e: rgb_l1(e.output.render.rgb, e.truth),
+    "rgb_mse": lambda e: rgb_mse(e.output.render.rgb, e.truth),
+    "rgb_smooth_l1": lambda e: rgb_smooth_l1(e.output.render.rgb, e.truth),
+    "rgb_charbonnier": lambda e: rgb_charbonnier(e.output.render.rgb, e.truth),
     "mask": _mask,
     "eikonal": _eikonal,
     "curvature": _curvature,
-    "opaque": lambda e: opaque(e.traced.render.opacity),
+    "opaque": lambda e: opaque(e.output.render.opacity),
     "sparsity": _sparsity,
     "points": _points,
     "distortion": _distortion,
@@ -217,7 +217,8 @@ TERMS: dict[str, Callable[[Evidence], Tensor | None]] = {
 }
 
 
-def weighted_terms(evidence: Evidence, weights: dict[str, float]) -> dict[str, Tensor]:
-    """Every term of TERMS whose weight is not 0, times its weight."""
-    found = {name: TERMS[name](evidence) for name, weight in weights.items() if weight}
+def weighted_terms(inputs: LossInputs, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Every term whose weight is not 0 and which the method can compute, times its weight."""
+    able = inputs.model.capabilities
+    found = {name: TERMS[name](inputs) for name, weight in weights.items() if weight and NEEDS.get(name, "colour") in able}
     return {name: weights[name] * value for name, value in found.items() if value is not None}

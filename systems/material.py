@@ -1,4 +1,4 @@
-"""The system of NeRO's second stage: a mesh that stays, its material and its light (Liu et al., SIGGRAPH 2023)."""
+"""The system of NeRO's second stage: the material of a fixed mesh and its light (Liu et al., SIGGRAPH 2023)."""
 
 import logging
 from functools import partial
@@ -18,12 +18,12 @@ from utils.colour import linear_to_srgb, srgb_to_linear
 from utils.errors import UserError
 from utils.log import RunFolder
 from utils.mesh import load_mesh
-from utils.rays import RayBatch, Rays, Render, Scene
+from utils.rays import RayBatch, Scene
 from utils.schedule import ramp
 
 log = logging.getLogger("neus")
-INSIDE = 0.9  # a pixel shows the object alone when its mask exceeds this
-ROUND = 0.02  # eps of the Charbonnier loss: the noise of an estimate falls into its round part, where crossed estimates are unbiased
+INSIDE = 0.9  # mask value above which a pixel shows the object alone
+ROUND = 0.02  # eps of the Charbonnier loss: the noise of an estimate lies in its quadratic part, where crossed estimates are unbiased
 COLOUR_TERMS = {
     "rgb": losses.rgb_l1,
     "rgb_mse": losses.rgb_mse,
@@ -49,26 +49,23 @@ def find_mesh(where: str | None) -> tuple[Tensor, Tensor]:
 
 
 class MaterialSystem(RaySystem):
-    """Rays stop at the mesh; what they see there is shaded with the material and the light as they are so far."""
+    """Rays stop at the mesh; the hit points are shaded with the material and the recovered light."""
+
+    model: MaterialModel
 
     def __init__(self, model: MaterialModel, cfg: Config, device: torch.device):
         super().__init__(model, cfg, device)
-        self.options = cfg.model.material
+        self.options = model.options
         self.binary, self.smooth, self.smooth_roughness = (ramp(getattr(self.options, n)) for n in ("binary", "smooth", "smooth_roughness"))
         self.colour_weights = {name: self.weights[name] for name in COLOUR_TERMS}
 
-    def own_groups(self) -> list[dict]:
-        if self.options.light != "texture":
-            return []
-        return [{"name": "light", "params": list(self.model.outer.parameters()), "lr": self.options.lr_light, "weight_decay": 0.0}]
-
     def prepare(self, scene: Scene) -> None:
-        """Put the mesh into the scene, and note what the photographs show of each of its vertices."""
-        self.model.place(scene.to_world)
-        if not self.model.looked:
+        """Transform the mesh into the scene's frame and compute its vertices' mean radiance from the photographs."""
+        self.model.set_frame(scene.to_world)
+        if not self.model.has_vertex_radiance:
             self._check(scene)
-            self.model.seen.copy_(vertex_radiance(self.model, scene, self.cfg.dataset.apply_mask))
-            self.model.looked.fill_(True)
+            self.model.vertex_radiance.copy_(vertex_radiance(self.model, scene, self.cfg.dataset.apply_mask))
+            self.model.has_vertex_radiance.fill_(True)
 
     def _check(self, scene: Scene) -> None:
         reach = self.model.local.norm(dim=1)
@@ -80,13 +77,13 @@ class MaterialSystem(RaySystem):
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: RayBatch, progress: float) -> dict[str, Tensor]:
-        """Weighted, named scalars of one step, over the rays that meet the mesh inside the mask."""
+        """Weighted, named scalars of one step, over the rays that hit the mesh inside the mask."""
         model, o = self.model, self.options
         rays, truth = batch.rays, batch.rgb
         if self.cfg.dataset.apply_mask and batch.mask is not None:
             inside = torch.nonzero(batch.mask > INSIDE)[:, 0]
             rays, truth = rays[inside], truth[inside]
-        _, surface = model.meet(rays.origins, rays.dirs)
+        _, surface = model.first_hits(rays.origins, rays.dirs)
         truth, n = truth[surface.ray], len(surface.ray)
         shift, noise = torch.rand(2, n, 6, device=self.device), torch.randn(n, 3, device=self.device)
         if n == 0:
@@ -94,9 +91,9 @@ class MaterialSystem(RaySystem):
             return {"none": sum(p.sum() for p in model.parameters()) * 0}
         material = model.material_at(surface.points, progress)
         half = Counts(max(1, o.n_diffuse // 2), max(1, o.n_specular // 2), o.n_light // 2)
-        shaded = [model.shade(surface, material, half, part, rays.origins[surface.ray]) for part in shift]
+        shaded = [model.reflected(surface, material, half, part, rays.origins[surface.ray]) for part in shift]
         both = [linear_to_srgb(part.colour) for part in shaded]
-        both = [torch.where(truth >= 0.996, rgb.clamp(max=1), rgb) for rgb in both]  # an overexposed pixel says "at least"
+        both = [torch.where(truth >= 0.996, rgb.clamp(max=1), rgb) for rgb in both]  # an overexposed pixel is a lower bound
         terms = {name: w * losses.crossed(COLOUR_TERMS[name], *both, truth) for name, w in self._colour_weights(progress).items()}
         if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
@@ -125,51 +122,32 @@ class MaterialSystem(RaySystem):
     def _colour_weights(self, progress: float) -> dict[str, float]:
         return {name: w for name, schedule in self.colour_weights.items() if (w := schedule(progress))}
 
-    def slow_stats(self, progress: float) -> dict[str, float]:
-        return {}
-
-    # ------------------------------------------------------------------ pictures
-
-    def view(self, rays: Rays, background: Tensor, progress: float, everywhere: bool) -> Render:
-        model, o = self.model, self.options
-        hits, surface = model.meet(rays.origins, rays.dirs)
-        generator = torch.Generator().manual_seed(0)
-        shift = torch.rand(len(surface.ray), 6, generator=generator).to(self.device)
-        material = model.material_at(surface.points, progress)
-        counts = Counts(o.n_diffuse_test, o.n_specular_test, o.n_light_test)
-        shaded = model.shade(surface, material, counts, shift, rays.origins[surface.ray])
-        rgb = background.expand(len(rays), 3).clone()
-        rgb[surface.ray] = linear_to_srgb(shaded.colour).clamp(0, 1)
-        normal = torch.zeros_like(rgb)
-        normal[surface.ray] = surface.normal
-        return Render(rgb, hits.found.float(), torch.where(hits.found, hits.t, 0.0), normal)
-
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
         return export_material(self.model, self.cfg, run, scene)
 
 
 def change(a: Tensor, b: Tensor, edge: float, of_roughness: float = 1.0) -> Tensor:
-    """Mean over albedo, roughness and metallic of how much materials [P, 5] differ, in [0, 1): beyond `edge` it hardly grows.
+    """Mean difference of materials [P, 5] over albedo, roughness and metallic, in [0, 1); beyond `edge` it hardly grows.
 
-    of_roughness: how much that of the roughness counts, and only between points that are else alike. Albedo counts relative to its
-    mean square (that of 0.5 counts as it is): else dark material under bright lights would be the way out, and the reflectance of
-    non-metals, which is not dark, be wrong.
+    of_roughness: factor of the roughness, which counts only between points of equal albedo and metallic. Albedo is divided by its
+    mean square (1 for an albedo of 0.5): else dark materials under bright lights would lower the term, and the reflectance of
+    non-metals, which is fixed, would then be wrong.
 
-    The penalty of Geman and McClure (1987): few clean edges cost less than shades everywhere.
+    The penalty of Geman and McClure (1987): few sharp edges cost less than gradual variation everywhere.
     """
     level = (a[:, :3] ** 2 + b[:, :3] ** 2).mean() / (2 * 0.5**2)
     colour, rough, metal = ((a - b) ** 2).split((3, 1, 1), 1)
     square = torch.cat([colour.sum(1, keepdim=True) / level.clamp(min=1e-4), rough, metal], 1)
     share = square / (square + edge**2)
-    alike = (1 - share[:, :1]) * (1 - share[:, 2:])  # two materials have two roughnesses
-    return torch.cat([share[:, :1], of_roughness * alike.detach() * share[:, 1:2], share[:, 2:]], 1).mean()
+    equal = (1 - share[:, :1]) * (1 - share[:, 2:])  # two materials have two roughnesses
+    return torch.cat([share[:, :1], of_roughness * equal.detach() * share[:, 1:2], share[:, 2:]], 1).mean()
 
 
 @torch.no_grad()
 def vertex_radiance(model: MaterialModel, scene: Scene, apply_mask: bool, most: int = 4_000_000) -> Tensor:
-    """Mean linear light [V, 3] that leaves each vertex towards the training views that see it; grey where none does.
+    """Mean linear light [V, 3] that leaves each vertex towards the training views in which it is visible; the mean where it is in none.
 
-    A stand-in for the light that the object throws on itself: known without shading it. most: pairs of vertex and view looked at.
+    It approximates the light that the object reflects onto itself. most: upper bound of the pairs of vertex and view.
     """
     x, device = model.local, model.local.device
     total, weight = torch.zeros_like(x), torch.zeros(len(x), 1, device=device)
@@ -187,8 +165,8 @@ def vertex_radiance(model: MaterialModel, scene: Scene, apply_mask: bool, most: 
             inside = scene.masks[i].reshape(-1).to(device)[flat] > 255 * INSIDE
             at, flat = at[inside], flat[inside]
         starts = x[at] + 1e-3 * model.normals[at]
-        seen = ~model.tracer(starts, F.normalize(c2w[:, 3] - starts, dim=-1)).found
-        at, flat = at[seen], flat[seen]
+        visible = ~model.trace(starts, F.normalize(c2w[:, 3] - starts, dim=-1)).found
+        at, flat = at[visible], flat[visible]
         colour = srgb_to_linear(scene.images[i].reshape(-1, 3).to(device)[flat].float() / 255)
         total.index_add_(0, at, colour * facing[at, None])
         weight.index_add_(0, at, facing[at, None])

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from confs.schema import Config
-from models.environment import map_directions
+from models.lights import map_directions
 from models.material import MaterialModel
-from systems.export import picture
+from systems.export import mesh_views
 from utils.atlas import Atlas, spread, texels, unwrap
 from utils.checkpoint import write_atomic
 from utils.colour import linear_to_srgb
@@ -132,7 +132,7 @@ def export_material(model: MaterialModel, cfg: Config, run: RunFolder, scene: Sc
     for path in (run / "mesh/mesh.ply", run / "mesh/mesh.obj"):
         save_mesh(mesh, path)
     if scene is not None:
-        write_png(run / "mesh/mesh.png", picture(mesh, scene))
+        write_png(run / "mesh/mesh.png", mesh_views(mesh, scene))
     log.info(
         "material: %d vertices, maps of %d texels, roughness %.2f, metallic %.2f in the mean -> %s",
         *(len(mesh.vertices), maps.atlas.size, values[:, 3].mean(), values[:, 4].mean(), run / "material/mesh.glb"),

@@ -74,6 +74,7 @@ class Scheduler:
     def __init__(self, optimizer: Optimizer, cfg: OptimConfig):
         self.optimizer, self.cfg = optimizer, cfg
         self.first = [group["lr"] for group in optimizer.param_groups]
+        self.step(0.0)
 
     def step(self, progress: float) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.first):

@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from confs.schema import Config
-from models.environment import EnvironmentMap
+from models.lights import EnvironmentMap
 from models.material import MaterialModel
 from process_data.poses import circle, move, read_poses
-from systems.embedded import picture
+from systems.embedded import render_relit
 from systems.evaluate import write_video
 from systems.material_export import bake, encoded, world_normals
 from utils.errors import UserError
@@ -101,7 +101,7 @@ def by_ourselves(model: MaterialModel, cfg: Config, light: np.ndarray, cameras: 
     local = move(cameras, torch.linalg.inv(model.to_world.cpu()))
     local = replace(local, K=local.K.float(), c2w=local.c2w.float())
     for i, name in enumerate(tqdm(names, desc="relight", leave=False)):
-        write_png(folder / f"{name}.png", picture(model, environment, local, i, r.samples, r.transparent))
+        write_png(folder / f"{name}.png", render_relit(model, environment, local, i, r.samples, r.transparent))
 
 
 def blender_frame(cameras: Cameras, i: int, name: str) -> dict:

@@ -1,15 +1,20 @@
-"""The errands of the command line: train, test, mesh, evaluate."""
+"""The commands: train, test, mesh, relight, evaluate."""
 
 import json
 import logging
 import secrets
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from confs.load import load_config, to_yaml
+from confs.recipes import PRESETS
 from confs.schema import Config
+from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
@@ -17,7 +22,6 @@ from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.trainer import Trainer
 from utils import checkpoint
-from utils.config import PRESETS, load_config, to_yaml, without_masks
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
 from utils.image import write_png
@@ -27,26 +31,34 @@ from utils.rays import Scene
 log = logging.getLogger("neus")
 
 
-def prepare(
-    config: str | None, resume: str | None, overrides: list[str], preset: str | None = None
-) -> tuple[Config, dict | None, Path | None]:
-    """The config of a run, and the checkpoint with its path when there is one. The checkpoint brings its own config.
+@dataclass(frozen=True)
+class Job:
+    """A run's config, the way to load it again with more known of the scene, and its checkpoint where there is one."""
 
-    A preset comes before the overrides, which may change what it sets.
-    """
+    cfg: Config
+    load: Callable[..., Config]  # (masks=False) -> the config for a scene without masks
+    state: dict | None = None
+    path: Path | None = None
+
+
+def prepare(config: str | None, resume: str | None, overrides: list[str], preset: str | None = None) -> Job:
+    """The job that the command line describes. A checkpoint brings its own config; overrides may change what a preset sets."""
     if preset:
         asked = next((word.split("=")[1] for word in overrides if word.startswith("trainer.device=")), "auto")
         overrides = [*PRESETS[preset][pick_device(asked).type], *overrides]
-    state, path = None, None
+    state, path, saved = None, None, None
     if resume:
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
-    cfg = load_config(config, overrides, saved=state["config"] if state else None)
-    if cfg.dataset.name == "auto":  # the checkpoint and the run folder say what was read
-        cfg = load_config(config, [*overrides, f"dataset.name={recognise(cfg.dataset)}"], saved=state["config"] if state else None)
+        saved = state["config"]
+    cfg = load_config(config, overrides, saved)
+    fixed = list(overrides)
+    if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout
+        fixed.append(f"dataset.name={recognise(cfg.dataset)}")
     if cfg.seed is None:
-        cfg = replace(cfg, seed=secrets.randbelow(2**31))
-    return cfg, state, path
+        fixed.append(f"seed={secrets.randbelow(2**31)}")
+    load = partial(load_config, config, fixed, saved)
+    return Job(load(), load, state, path)
 
 
 def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[str]:
@@ -75,20 +87,21 @@ def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
     return RunFolder(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
 
 
-def fit_recipe(cfg: Config, scene: Scene) -> Config:
-    """The config as it is, or the mask-free one where it counts on masks that the scene has not (said in the log)."""
+def fit_to_scene(job: Job, scene: Scene) -> Config:
+    """The job's config, or the one without masks where it uses masks that the scene does not have."""
+    cfg = job.cfg
     if not cfg.dataset.apply_mask or scene.masks is not None:
         return cfg
     log.warning(
-        "%s has no masks: training without them, with a learned background (dataset.apply_mask=false model.background=learned loss.mask=0); "
-        "for photographs on a plain background set dataset.apply_mask=false and model.background=white or black",
+        "%s has no masks: training without them, with a learned background; for photographs on a plain background set "
+        "dataset.apply_mask=false model.background=white (or black)",
         cfg.dataset.root_dir,
     )
-    return without_masks(cfg)
+    return job.load(masks=False)
 
 
 def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
-    """scene.json (the sphere in world units, the split) and images/scene.png, to be looked at before an hour is spent."""
+    """Write scene.json (the sphere in world units, the split) and images/scene.png, to check before an hour is spent."""
     facts = {
         "layout": cfg.dataset.name,
         "to_world": scene.to_world.tolist(),
@@ -101,20 +114,21 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 
 
-def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, test: bool, mesh: bool) -> int:
+def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
     """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
+    cfg, state, path = job.cfg, job.state, job.path
     threads = setup_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
     run = run_folder(cfg, path)
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = load_scene(cfg.dataset, cfg.model.radius)
-        cfg = fit_recipe(cfg, scene) if train and not state else cfg
+        cfg = fit_to_scene(job, scene) if train and not state else cfg
         if train:
             run.record_source(to_yaml(cfg))
             record_scene(scene, cfg, run)
             trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)
-            if state:
+            if state and path:
                 trainer.load(state, path)
                 log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
             if not trainer.train():
@@ -130,6 +144,7 @@ def execute(cfg: Config, state: dict | None, path: Path | None, train: bool, tes
             system = trainer.system
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:
+            assert state is not None and path is not None
             system = restore_system(cfg, device, state, path)
             system.prepare(scene)
         if test:
@@ -147,7 +162,9 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
     """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder. The photographs are not needed."""
     from systems.relight import relight
 
-    cfg, state, path = prepare(None, resume, overrides)
+    job = prepare(None, resume, overrides)
+    cfg, state, path = job.cfg, job.state, job.path
+    assert state is not None and path is not None
     if cfg.model.name != "material":
         raise UserError(f"--relight: {path} is of model.name={cfg.model.name}; train a material first: --config confs/nero-material.yaml")
     setup_threads(cfg.trainer.threads)
@@ -155,7 +172,8 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
     run = run_folder(cfg, path)
     try:
         system = restore_system(cfg, device, state, path)
-        system.model.place()
+        assert isinstance(system.model, MaterialModel)
+        system.model.set_frame()
         relight(system.model, cfg, run, hdr, blender, poses)
         return 0
     finally:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from confs.load import to_yaml
 from confs.schema import Config
 from process_data.rays import ray_loader
+from systems.base import RaySystem
 from systems.optim import Average, Scheduler, make_optimizer
 from systems.validate import Validator
 from utils import checkpoint
-from utils.config import to_yaml
 from utils.device import choose
 from utils.errors import UserError
 from utils.log import RunFolder, commit
@@ -41,7 +42,7 @@ class Clock:
 class Trainer:
     """Drives a system over the rays of a scene; checkpoints hold all that a bitwise equal continuation needs."""
 
-    def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
+    def __init__(self, system: RaySystem, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
         system.prepare(scene)
         self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
@@ -50,6 +51,7 @@ class Trainer:
         self.validator = Validator(system, scene, cfg, run, device)
         self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
+        self.rate = self.saved_at = 0.0
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
         self.stop_signal = 0
@@ -96,7 +98,7 @@ class Trainer:
         return terms
 
     def _finite(self, loss: torch.Tensor) -> bool:
-        """GradScaler looks after the gradients on CUDA; elsewhere we look ourselves (a disabled scaler never skips)."""
+        """Whether loss and gradients are finite. GradScaler checks on CUDA; a disabled scaler never skips a step."""
         if self.scaler.is_enabled():
             return True
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -138,7 +140,7 @@ class Trainer:
 
     def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
         cfg, stats = self.cfg.trainer, self.system.stats
-        self.rate = 0.95 * getattr(self, "rate", n_rays / seconds) + 0.05 * n_rays / seconds
+        self.rate = 0.95 * (self.rate or n_rays / seconds) + 0.05 * n_rays / seconds
         if self.clock.step % cfg.log_every == 0 and terms:
             terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
             loss = sum(terms.values())
@@ -160,7 +162,7 @@ class Trainer:
     def _maybe_save(self) -> None:
         cfg = self.cfg.trainer
         by_steps = cfg.save_every and self.clock.step % cfg.save_every == 0
-        by_time = self.clock.seconds - getattr(self, "saved_at", 0.0) >= 60 * cfg.save_minutes
+        by_time = self.clock.seconds - self.saved_at >= 60 * cfg.save_minutes
         if by_steps or by_time:
             self.save()
 
@@ -195,7 +197,7 @@ class Trainer:
         }  # fmt: skip
 
     def save(self) -> Path:
-        """Write ckpt/last.pt (the older one stays until the new one is whole) and a numbered copy."""
+        """Write ckpt/last.pt; the older one stays until the new one is complete."""
         path = self.run / "ckpt/last.pt"
         checkpoint.save_checkpoint(path, self.state())
         self.saved_at = self.clock.seconds
@@ -215,5 +217,6 @@ class Trainer:
                 torch.cuda.set_rng_state(state["rng"]["cuda"].cpu().to(torch.uint8), self.device)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{path} cannot be continued ({str(error).splitlines()[0][:120]})") from None
+        self.scheduler.step(self.progress)
         self.saved_at = self.clock.seconds
         self.validator.last = self.clock.seconds

@@ -9,24 +9,24 @@ from torch import Tensor
 
 from confs.schema import Config
 from process_data.rays import view_rays
+from systems.base import on_masks, picture_background
 from systems.metrics import view_metrics
 from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, sheet, write_png
 from utils.log import RunFolder
 from utils.rays import Render, Scene
 
 
-def truth_of(scene: Scene, view: int, masked: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(truth [H, W, 3] composited on the test background, mask [H, W] or None, background [3]), all in [0, 1]."""
+def truth_of(scene: Scene, view: int, cfg: Config) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(truth [H, W, 3] as a render of it is composited, mask [H, W] or None, background [3]), all in [0, 1]."""
     rgb = scene.images[view].float() / 255
     mask = None if scene.masks is None else scene.masks[view].float() / 255
-    white = scene.test_background == "white"
-    background = torch.ones(3) if white else torch.zeros(3)
-    if masked and mask is not None and scene.test_background != "image":
+    background = picture_background(cfg, scene)
+    if mask is not None and on_masks(cfg, scene):
         rgb = rgb * mask[..., None] + background * (1 - mask[..., None])
     return rgb, mask, background
 
 
-def pictures(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
+def view_images(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor]:
     """(rgb, depth, normal) of a rendered view as uint8 pictures [H, W, 3]; normals in the camera's frame."""
     rgb = (render.rgb.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu()
     depth = depth_to_rgb(render.depth.view(h, w).cpu(), render.opacity.view(h, w).cpu())
@@ -36,8 +36,8 @@ def pictures(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Tenso
 
 
 def layers(render: Render, h: int, w: int) -> list[Tensor]:
-    """[foreground on black, learned background] of a rendered view as uint8 pictures [H, W, 3]; none where none is learned."""
-    parts = [] if render.behind is None else [render.foreground, render.behind]
+    """[foreground on black, learned background] of a rendered view as uint8 pictures [H, W, 3]; empty without a learned background."""
+    parts = [] if render.foreground is None or render.background is None else [render.foreground, render.background]
     return [(p.clamp(0, 1) * 255).round().to(torch.uint8).view(h, w, 3).cpu() for p in parts]
 
 
@@ -84,11 +84,11 @@ class Validator:
     def __call__(self, step: int, progress: float) -> dict:
         scene = self.scene
         h, w = scene.cameras.height, scene.cameras.width
-        truth, mask, background = truth_of(scene, self.view, self.cfg.dataset.apply_mask)
+        truth, mask, background = truth_of(scene, self.view, self.cfg)
         rays = view_rays(scene.cameras, self.view, self.cfg.model.radius).to(self.device)
-        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, everywhere=True)
+        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, full_background=True)
         metrics = view_metrics(render.rgb.view(h, w, 3).cpu(), truth, mask)
-        rgb, depth, normal = pictures(render, scene.cameras.c2w[self.view], h, w)
+        rgb, depth, normal = view_images(render, scene.cameras.c2w[self.view], h, w)
         maps = self.system.maps(rays, render, progress, self.cfg.trainer.chunk)
         picture = rows_of([(truth * 255).round().to(torch.uint8), rgb, *layers(render, h, w), depth, normal], maps, h, w)
         write_png(self.run / f"images/val_{step:06d}.png", picture)

@@ -11,7 +11,7 @@ from models.environment import EnvironmentMap, map_directions
 from models.material import Material, MaterialModel
 from systems.embedded import picture
 from tests.scenes import AXES, ring_cameras
-from utils.config import load_config
+from confs.load import load_config
 from utils.image import write_png
 from utils.rays import Cameras
 from utils.schedule import ramp

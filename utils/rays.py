@@ -1,4 +1,4 @@
-"""The containers every part speaks: frozen, shape-checked when made.
+"""The containers that all parts exchange: frozen, shape-checked when made.
 
 Letters: N images, H W pixels, R rays, S packed samples, F features, P points.
 Space: the unit sphere (radius `model.radius`) around the object; cameras have OpenCV axes (x right, y down, z forward)
@@ -57,7 +57,7 @@ class Rays(_Movable):
 
 @dataclass(frozen=True)
 class RayBatch(_Movable):
-    """Rays with what the photographs say of them."""
+    """Rays with the pixels of the photographs."""
 
     rays: Rays
     rgb: Tensor  # [R, 3] in [0, 1], as photographed
@@ -82,7 +82,7 @@ class Samples:
     t_ends: Tensor  # [S]
     ray_indices: Tensor  # [S] int64
     offsets: Tensor  # [R + 1] int64
-    at: Tensor | None = None  # [S] where in the intervals the field is looked at; by default in the middle
+    at: Tensor | None = None  # [S] where in the intervals the field is evaluated; by default in the middle
 
     def __post_init__(self) -> None:
         _check(self, t_starts=("S",), t_ends=("S",), ray_indices=("S",), offsets=(None,), at=("S",))
@@ -105,15 +105,20 @@ class Samples:
 
 @dataclass(frozen=True)
 class FieldOutput:
-    """What the geometry says at S points."""
+    """Geometry at S points."""
 
     sdf: Tensor  # [S] signed distance, negative inside, in units of the unit sphere
     grad: Tensor  # [S, 3] its gradient, not normalised
     feature: Tensor  # [S, F]
-    laplacian: Tensor | None = None  # [S], when finite differences give it
+    laplacian: Tensor | None = None  # [S], of finite differences
+    eps: float = 0.0  # their step
 
     def __post_init__(self) -> None:
         _check(self, sdf=("S",), grad=("S", 3), feature=("S", None), laplacian=("S",))
+
+    def __getitem__(self, index) -> "FieldOutput":
+        laplacian = None if self.laplacian is None else self.laplacian[index]
+        return FieldOutput(self.sdf[index], self.grad[index], self.feature[index], laplacian, self.eps)
 
 
 @dataclass(frozen=True)
@@ -124,15 +129,15 @@ class Render:
     opacity: Tensor  # [R]
     depth: Tensor  # [R] distance along the ray, weighted; 0 where nothing was hit
     normal: Tensor  # [R, 3] weighted unit normals, in the unit sphere's frame
-    behind: Tensor | None = None  # [R, 3] colour of the learned background (0 where it was not looked at)
+    background: Tensor | None = None  # [R, 3] colour of the learned background (0 where it was not evaluated)
 
     def __post_init__(self) -> None:
-        _check(self, rgb=("R", 3), opacity=("R",), depth=("R",), normal=("R", 3), behind=("R", 3))
+        _check(self, rgb=("R", 3), opacity=("R",), depth=("R",), normal=("R", 3), background=("R", 3))
 
     @property
     def foreground(self) -> Tensor | None:
-        """[R, 3] the object alone, on black, where the background is learned."""
-        return None if self.behind is None else self.rgb - (1 - self.opacity)[:, None] * self.behind
+        """[R, 3] the object on black, where the background is learned."""
+        return None if self.background is None else self.rgb - (1 - self.opacity)[:, None] * self.background
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Cameras(_Movable):
 
 @dataclass(frozen=True)
 class Scene:
-    """What a reader makes of files, after `process_data/normalize.py`: the object lies in the unit sphere.
+    """Photographs and cameras after `process_data/normalize.py`: the object lies in the unit sphere.
 
     images stay uint8; `to_world` maps the unit sphere's frame to the reader's (the world of every export).
     """
@@ -169,7 +174,7 @@ class Scene:
     train: tuple[int, ...]  # views to train on
     test: tuple[int, ...]  # views held out
     names: tuple[str, ...]  # of the image files
-    test_background: str = "black"  # what truth is composited on in tests: black, white, or image (as it is)
+    test_background: str = "black"  # behind masked photographs in tests: black, white, or image (photographs as they are)
     points: Tensor | None = None  # [P, 3] structure-from-motion points, unit-sphere frame
 
     def __post_init__(self) -> None:

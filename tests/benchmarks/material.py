@@ -19,7 +19,7 @@ from systems.build import restore_system
 from tests.benchmarks.report import report
 from utils import checkpoint
 from utils.colour import linear_to_srgb, srgb_to_linear
-from utils.config import load_config
+from confs.load import load_config
 from utils.image import read_raster, sheet, write_png
 
 

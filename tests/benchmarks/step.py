@@ -25,7 +25,7 @@ from process_data.demo import make_demo
 from process_data.load import load_scene
 from systems.build import build_system
 from systems.trainer import Trainer
-from utils.config import load_config
+from confs.load import load_config
 from utils.device import pick_device, setup_threads
 from utils.log import RunFolder
 

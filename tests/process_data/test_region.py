@@ -14,7 +14,7 @@ from process_data.preview import scene_picture
 from process_data.region import Views, choose_region, framed_radius, meeting_point, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
-from utils.config import load_config
+from confs.load import load_config
 from utils.errors import UserError
 
 LOG = logging.getLogger("quiet")

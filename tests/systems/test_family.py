@@ -16,7 +16,7 @@ from systems import losses
 from systems.run import execute, fit_recipe
 from tests.material_scenes import write_ellipsoid
 from tests.systems.test_train import ROOT, TINY, trainer
-from utils.config import load_config, without_masks
+from confs.load import load_config
 from utils.errors import UserError
 
 CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml"))

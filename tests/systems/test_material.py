@@ -16,7 +16,7 @@ from tests.benchmarks.material import judge, psnr
 from tests.material_scenes import TrueField, write_material_scene
 from tests.systems.test_train import ROOT, TINY, trainer, weights
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from confs.load import load_config
 from utils.errors import UserError
 from utils.hdr import read_light, write_hdr
 from utils.image import read_raster, write_png

@@ -13,7 +13,7 @@ from systems.validate import rows_of
 from tests.conftest import needs_warp
 from tests.systems.test_family import tiny
 from tests.systems.test_train import ROOT, trainer
-from utils.config import load_config
+from confs.load import load_config
 from utils.errors import UserError
 from utils.image import read_rgb, write_png
 from utils.mesh import load_mesh

@@ -16,7 +16,7 @@ from systems.build import build_system
 from systems.neus import InvSWatch
 from systems.trainer import Trainer
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from confs.load import load_config
 from utils.errors import UserError
 from utils.log import RunFolder
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.config import known_keys, load_config, to_yaml
+from confs.load import known_keys, load_config, to_yaml
 from utils.errors import UserError
 from utils.schedule import Ramp, ramp
 

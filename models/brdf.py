@@ -1,10 +1,11 @@
-"""The split sum (Karis, Real Shading in Unreal Engine 4, 2013): what a GGX surface reflects of light that is the same all round.
+"""The BRDF of both NeRO stages: GGX with Smith's masking and Schlick's Fresnel, and its split-sum integral.
 
-For one direction of view the reflected share is F0 * x + y, F0 the reflectance at normal incidence (Schlick's Fresnel):
-x, y = integral of D G / (4 n.v n.l) * (1 - F, F) n.l over the light's directions l, with F = (1 - v.h)^5. D is GGX
-(Walter et al., 2007) of alpha = roughness^2, G Smith's height-correlated masking and shadowing (Heitz, 2014).
+alpha = roughness^2 is the GGX width. D: Walter et al., Microfacet models for refraction, 2007. G: Heitz, Understanding the
+masking-shadowing function, 2014. Fresnel: Schlick, 1994.
 
-x + y is below 1 on rough surfaces: light that bounces twice between facets is left out.
+Split sum (Karis, Real Shading in Unreal Engine 4, 2013): under uniform light a surface with reflectance F0 at normal incidence
+reflects F0 * x + y, with x, y = integral of D G / (4 n.v n.l) * (1 - F, F) n.l over the light's directions l, F = (1 - v.h)^5.
+x + y is below 1 on rough surfaces, since light that bounces twice between facets is left out.
 """
 
 import functools
@@ -14,14 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+F0_DIELECTRIC = 0.04  # reflectance of non-metals at normal incidence
 SIZE = 64  # entries a side of the table
 FINEST = 0.03  # least roughness of the table
 
 
-def ggx(cos_h: Tensor, alpha: Tensor) -> Tensor:
-    """Density D [...] of facet normals at the cosine n.h: its projection integrates to 1 over the hemisphere."""
+def fresnel_schlick(cosine: Tensor) -> Tensor:
+    """(1 - cos)^5 [...]: the share of white in the reflectance F0 + (1 - F0) * this."""
+    return (1 - cosine).clamp(0, 1) ** 5
+
+
+def specular_f0(albedo: Tensor, metallic: Tensor) -> Tensor:
+    """Reflectance [P, 3] at normal incidence of albedo [P, 3] and metallic [P, 1]."""
+    return F0_DIELECTRIC * (1 - metallic) + metallic * albedo
+
+
+def distribution(half: Tensor, alpha: Tensor) -> Tensor:
+    """GGX density D [...] of microfacet normals at half vectors [..., 3], alpha [...]. Written with sines, which are exact near the peak."""
     a2 = alpha * alpha
-    return a2 / (math.pi * (cos_h * cos_h * (a2 - 1) + 1) ** 2)
+    spread = half[..., 0] ** 2 + half[..., 1] ** 2 + a2 * half[..., 2] ** 2
+    return a2 / (math.pi * spread * spread).clamp(min=1e-30)
 
 
 def smith_lambda(cosine: Tensor, alpha: Tensor) -> Tensor:
@@ -30,20 +43,23 @@ def smith_lambda(cosine: Tensor, alpha: Tensor) -> Tensor:
     return ((1 + alpha * alpha * tan2).sqrt() - 1) / 2
 
 
-def smith(cos_v: Tensor, cos_l: Tensor, alpha: Tensor) -> Tensor:
-    """Share [...] of facets that both directions see: height-correlated Smith G."""
-    return 1 / (1 + smith_lambda(cos_v, alpha) + smith_lambda(cos_l, alpha))
+def smith_visibility(cos_light: Tensor, cos_view: Tensor, alpha: Tensor) -> Tensor:
+    """Height-correlated masking and shadowing G [...] over 4 cos_light cos_view."""
+    a2 = alpha * alpha
+    light = cos_view * (cos_light**2 * (1 - a2) + a2).sqrt()
+    view = cos_light * (cos_view**2 * (1 - a2) + a2).sqrt()
+    return 0.5 / (light + view).clamp(min=1e-12)
 
 
 def integrate(cos_v: Tensor, roughness: Tensor, n: int = 20) -> Tensor:
-    """(x, y) [..., 2] of the split sum at cosines n.v and roughness of equal shape, by n x n of the facets the viewer sees.
+    """(x, y) [..., 2] of the split sum at cosines n.v and roughness of equal shape, by n x n visible facets.
 
     The facets are spread evenly over the distribution of visible normals (Heitz, Sampling the GGX Distribution of Visible
     Normals, 2018); one side of the plane of incidence is enough. Each then weighs G2 / G1, a number in [0, 1].
     """
     cos_v, alpha = cos_v[..., None].double(), (roughness[..., None] ** 2).double()
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    rim = (1 - u) ** 3  # of the disk's area: what is steep lies at its rim, so we look there more often
+    rim = (1 - u) ** 3  # of the disk's area: steep facets lie at its rim, which is sampled more densely
     radius, turn, share = (
         t.reshape(-1) for t in torch.broadcast_tensors((1 - rim).sqrt()[:, None], math.pi * (u - 0.5), (3 * (1 - u) ** 2 / n**2)[:, None])
     )
@@ -51,7 +67,7 @@ def integrate(cos_v: Tensor, roughness: Tensor, n: int = 20) -> Tensor:
     sin_v = (1 - cos_v * cos_v).clamp(min=0).sqrt()
     length = (alpha * alpha * sin_v * sin_v + cos_v * cos_v).sqrt()
     vx, vz = alpha * sin_v / length, cos_v / length
-    across, along = radius * turn.cos(), radius * turn.sin()  # on the disk the view sees; `along` points up the surface
+    across, along = radius * turn.cos(), radius * turn.sin()  # on the projected disk; `along` points up the surface
     along = (1 - (1 + vz) / 2) * (1 - across * across).sqrt() + (1 + vz) / 2 * along
     towards = (1 - across * across - along * along).clamp(min=0).sqrt()
     hx, hy, hz = alpha * (towards * vx - along * vz), alpha * across, (towards * vz + along * vx).clamp(min=0)
@@ -60,7 +76,7 @@ def integrate(cos_v: Tensor, roughness: Tensor, n: int = 20) -> Tensor:
     cos_l = 2 * v_h * hz / norm - cos_v
     lambda_v = smith_lambda(cos_v, alpha)
     seen = torch.where(cos_l > 0, (1 + lambda_v) / (1 + lambda_v + smith_lambda(cos_l.clamp(min=1e-6), alpha)), 0.0)
-    fresnel = (1 - v_h) ** 5
+    fresnel = fresnel_schlick(v_h)
     return torch.stack([seen * (1 - fresnel), seen * fresnel], -1).mul(share[:, None]).sum(-2).div(share.sum()).float()
 
 

@@ -1,4 +1,4 @@
-"""Light from far away: directions on a lat-long map, a map that is learned, one that is given, and NeRO's networks.
+"""Lights of both NeRO stages: lat-long maps (learned or given), NeRO's light networks, the photographer.
 
 A map has Blender's orientation: z up, the middle row the horizon, and the azimuth running clockwise from the image's left
 edge (see `to_map`). Radiance is linear.
@@ -48,10 +48,10 @@ def look_up(image: Tensor, dirs: Tensor) -> Tensor:
 
 
 class TextureLight(nn.Module):
-    """Distant light as a map of log radiance that is learned. Directions [N, 3] -> radiance [N, 3]."""
+    """Distant light as a learned map of log radiance. Directions [N, 3] -> radiance [N, 3]."""
 
     def __init__(self, height: int, largest: float, start: float = 1.0):
-        """start: radiance before training, everywhere."""
+        """start: radiance before training."""
         super().__init__()
         self.largest = largest
         self.log_radiance = nn.Parameter(torch.full((height, 2 * height, 3), math.log(start)))
@@ -69,8 +69,35 @@ class TextureLight(nn.Module):
         return (x[1:] - x[:-1]).square().mean() + (x - x.roll(1, 1)).square().mean()
 
 
+def limited_exp(x: Tensor, most: float) -> Tensor:
+    """exp(x), saturating at `most`: radiance is positive and bounded."""
+    return most * torch.sigmoid(x - math.log(most))
+
+
+def photographer_plane(points: Tensor, dirs: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Intersection of rays (points [S, 3], dirs [S, 3]) with the upright plane through the camera [S, 3] that faces the origin; z is up.
+
+    Returns (position on the plane [S, 2]: right and up of the camera; distance [S]; hit [S] bool), zeros where there is no hit.
+    """
+    away = F.normalize(torch.cat([cameras[:, :2], torch.zeros_like(cameras[:, :1])], 1), dim=-1, eps=1e-6)
+    approach = (dirs * away).sum(-1)
+    hit = approach > 1e-3
+    distance = torch.where(hit, ((cameras - points) * away).sum(-1), 0.0) / torch.where(hit, approach, 1.0)
+    hit = hit & (distance > 0)
+    offset = points + distance[:, None] * dirs - cameras
+    right = torch.stack([-away[:, 1], away[:, 0]], -1)
+    position = torch.stack([(offset[:, :2] * right).sum(-1), offset[:, 2]], -1)
+    return torch.where(hit[:, None], position, 0.0), torch.where(hit, distance, 0.0), hit
+
+
+def distance_to_sphere(points: Tensor, dirs: Tensor, radius: float) -> Tensor:
+    """Distance [P] along unit dirs [P, 3] at which rays from points [P, 3] leave the sphere; 0 for points outside it."""
+    along = (points * dirs).sum(-1)
+    return (-along + (along**2 - (points * points).sum(-1) + radius**2).clamp(min=0).sqrt()).clamp(min=0)
+
+
 class NetworkLight(nn.Module):
-    """NeRO's outer light: radiance by the direction, and with `sphere` by the place where the ray leaves the unit sphere."""
+    """NeRO's outer light: radiance by direction, and with `sphere` by the point where the ray leaves the sphere too."""
 
     def __init__(self, hidden: int, largest: float, sphere: bool, radius: float):
         super().__init__()
@@ -80,14 +107,13 @@ class NetworkLight(nn.Module):
     def forward(self, points: Tensor, dirs: Tensor) -> Tensor:
         parts = [self.encoding(dirs)]
         if self.sphere:
-            along = (points * dirs).sum(-1)
-            reach = (along**2 + (self.radius**2 - (points * points).sum(-1)).clamp(min=0)).sqrt() - along
+            reach = distance_to_sphere(points, dirs, self.radius)
             parts.append(self.encoding(F.normalize(points + reach[:, None] * dirs, dim=-1)))
         return torch.exp(self.net(torch.cat(parts, -1)).clamp(max=self.largest))
 
 
 class InnerLight(nn.Module):
-    """NeRO's indirect light: radiance that reaches points [N, 3] from directions [N, 3] in which the object itself stands."""
+    """NeRO's indirect light: radiance that reaches points [N, 3] from directions [N, 3] in which the object occludes the outer light."""
 
     def __init__(self, hidden: int, largest: float):
         super().__init__()
@@ -98,11 +124,10 @@ class InnerLight(nn.Module):
         return torch.exp(self.net(torch.cat([self.position(points), self.direction(dirs)], -1)).clamp(max=self.largest))
 
 
-class HumanLight(nn.Module):
-    """The photographer as a picture in the upright plane through the camera: radiance [N, 3] and how far it covers [N, 1].
+class PhotographerLight(nn.Module):
+    """The photographer as an image in the upright plane through the camera: radiance [N, 3] and coverage [N, 1] (NeRO, section 3.4)."""
 
-    cameras [N, 3]: camera centres; the plane stands square to their level line to the origin, z is up (NeRO, section 3.4).
-    """
+    REACH = 2.0  # half width of the image, in radii
 
     def __init__(self, hidden: int, largest: float):
         super().__init__()
@@ -111,27 +136,23 @@ class HumanLight(nn.Module):
         nn.init.constant_(self.net[-1].bias, -2.0)
 
     def forward(self, points: Tensor, dirs: Tensor, cameras: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-        toward = F.normalize(torch.cat([-cameras[:, :2], torch.zeros_like(cameras[:, :1])], -1), dim=-1, eps=1e-6)
-        side = torch.stack([toward[:, 1], -toward[:, 0], torch.zeros_like(toward[:, 0])], -1)
-        approach = (dirs * toward).sum(-1)
-        t = ((cameras - points) * toward).sum(-1) / torch.where(approach < -1e-6, approach, -1.0)
-        at = points + t[:, None] * dirs - cameras
-        plane = torch.stack([(at * side).sum(-1), -at[:, 2]], -1)
-        near = (approach < -1e-6) & (t > 0) & (plane.abs().amax(-1) < 2)
-        variance = ((spread * t.clamp(min=0)) ** 2)[:, None].expand(-1, 2)
-        out = self.net(self.encoding(plane.clamp(-2, 2), variance=variance.clamp(max=4)))
-        return torch.exp(out[:, :3].clamp(max=self.largest)), torch.sigmoid(out[:, 3:]) * near[:, None]
+        """cameras [N, 3]: camera centres; spread [N]: standard deviation of the lobe per unit distance."""
+        position, distance, hit = photographer_plane(points, dirs, cameras)
+        hit = hit & (position.abs().amax(-1) < self.REACH)
+        variance = ((spread * distance) ** 2)[:, None].expand(-1, 2)
+        out = self.net(self.encoding(position.clamp(-self.REACH, self.REACH), variance=variance.clamp(max=4)))
+        return torch.exp(out[:, :3].clamp(max=self.largest)), torch.sigmoid(out[:, 3:]) * hit[:, None]
 
 
 def _over_pixels(image: Tensor) -> Tensor:
-    """Mean over each pixel [H, W] of what bilinear look-up finds in it: beside a lamp a pixel is brighter than its own value."""
+    """Mean over each pixel [H, W] of the bilinearly interpolated map: beside a lamp it exceeds the pixel's own value."""
     rows = torch.cat([image[:1], image, image[-1:]])
     image = 0.75 * image + 0.125 * (rows[:-2] + rows[2:])
     return 0.75 * image + 0.125 * (image.roll(1, 1) + image.roll(-1, 1))
 
 
 class EnvironmentMap:
-    """A given lat-long map [H, W, 3]: radiance, and directions drawn where it is bright."""
+    """A lat-long map [H, W, 3]: radiance, and directions sampled by its power."""
 
     def __init__(self, image: Tensor, to_frame: Tensor | None = None):
         """to_frame [3, 3]: rotation from the world, in which the map stands, to the frame of the directions."""
@@ -140,7 +161,7 @@ class EnvironmentMap:
         h, w = image.shape[:2]
         sine = torch.sin((torch.arange(h, device=image.device, dtype=torch.float64) + 0.5) / h * pi)[:, None]
         power = _over_pixels(image.double().mean(-1).clamp(min=0))
-        power = (power + 0.02 * power.mean() + 1e-12) * sine  # no direction is left out
+        power = (power + 0.02 * power.mean() + 1e-12) * sine  # every direction has some density
         self.share = (power / power.sum()).reshape(-1)  # of a pixel
         self.cumulative = self.share.cumsum(0)
         self.rows = self.cumulative[w - 1 :: w].contiguous()
@@ -152,7 +173,7 @@ class EnvironmentMap:
         return look_up(self.image, dirs @ self.to_frame)
 
     def sample(self, u: Tensor) -> Tensor:
-        """Directions [..., 3] from u [..., 2]: u even in the square, they are even over the map's power, rows and columns."""
+        """Directions [..., 3] from u [..., 2]: uniform u give directions distributed as the map's power."""
         h, w = self.image.shape[:2]
         across, along = u[..., 0].double() * self.rows[-1], u[..., 1].double()
         row = torch.searchsorted(self.rows, across).clamp(max=h - 1)

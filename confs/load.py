@@ -1,0 +1,273 @@
+"""YAML and `key=value` overrides into frozen dataclasses; OmegaConf stops here."""
+
+import dataclasses
+import difflib
+import functools
+import logging
+import math
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from confs.effects import without_effect
+from confs.model import METHOD_CONFIGS, MethodConfig
+from confs.recipes import MASK_FREE, METHOD_DEFAULTS
+from confs.schema import Config
+from utils.errors import UserError
+
+log = logging.getLogger("neus")
+
+RESOLVERS = {
+    "basename": lambda path: Path(str(path)).resolve().name,
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "idiv": lambda a, b: a // b,
+    "calc_exp_lr_decay_rate": lambda factor, n: factor ** (1.0 / n),  # the rate a step that makes `factor` after n steps
+}
+
+
+# keys of earlier versions -> where they are now, or (no key) what became of them
+MOVED = {
+    "model.backdrop": "model.background_field",
+    "model.background_field.see_dirs": "model.background_field.view_dependent",
+    "optim.lr_backdrop": "optim.lr_background",
+    "model.radiance.see_grid": "model.sdf.pass_encoding",
+    "model.material.human": "model.material.photographer",
+    "trainer.keep": "it never had an effect: ckpt/last.pt is the one checkpoint",
+    "model.occupancy.warmup": "it never had an effect",
+}
+
+
+def _register() -> None:
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    for name, function in RESOLVERS.items():
+        register(name, function, replace=True)
+
+
+def known_keys(cls: type = Config, prefix: str = "", method: str = "neus") -> list[str]:
+    """Every dotted key of the schema with the options of a method, sections included."""
+    keys = []
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = METHOD_CONFIGS[method] if hints[f.name] is MethodConfig else hints[f.name]
+        keys.append(prefix + f.name)
+        if dataclasses.is_dataclass(kind):
+            keys += known_keys(kind, prefix + f.name + ".", method)
+    return keys
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, by its last part too, or nothing."""
+    last = {k.rsplit(".", 1)[-1]: k for k in known}
+    near = difflib.get_close_matches(word, known, 1, 0.6) or [
+        last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.6)
+    ]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _unknown(key: str, method: str, where: str = "") -> UserError:
+    """The error for a key that the schema lacks: where it moved, which methods have it, or the nearest one."""
+    front = f"{where}: " if where else ""
+    for old, new in MOVED.items():
+        if key == old or key.startswith(old + "."):
+            now = new + key[len(old) :]
+            return UserError(f"{front}'{key}' is gone: {new}" if " " in new else f"{front}'{key}' is now '{now}'")
+    owners = [name for name in METHOD_CONFIGS if key in known_keys(method=name)]
+    if owners:
+        return UserError(f"{front}'{key}' is an option of model.name={' or '.join(owners)}, not of model.name={method}")
+    return UserError(f"{front}unknown key '{key}'{suggestion(key, known_keys(method=method))}")
+
+
+def _leaves(node: object, prefix: str = "") -> list[str]:
+    """Dotted keys of nested mappings, sections without content left out."""
+    if not isinstance(node, dict):
+        return [prefix]
+    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _check_keys(node: dict, where: str, method: str, prefix: str = "") -> None:
+    known = known_keys(method=method)
+    for key, value in node.items():
+        full = f"{prefix}{key}"
+        if full not in known:
+            raise _unknown(full, method, where)
+        if isinstance(value, dict) and any(k.startswith(full + ".") for k in known):
+            _check_keys(value, where, method, full + ".")
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them expand to gigabytes."""
+
+    def compose_node(self, parent, index):  # type: ignore[no-untyped-def]
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported; write the value out")
+        return super().compose_node(parent, index)
+
+
+def _saved(text: str) -> DictConfig:
+    """The config of a checkpoint, which holds values alone. Raises UserError for interpolations, which could read the environment."""
+    try:
+        node = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"the checkpoint's config cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(node, dict) or "${" in text:
+        raise UserError("the checkpoint's config is damaged: expected plain `key: value` lines without ${...}")
+    return OmegaConf.create(node)
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+    """[(file, content)] of a YAML file, below it the files that `base:` names (relative to it), lowest first."""
+    if path in seen:
+        raise UserError(f"{path}: `base` leads back to itself")
+    try:
+        node = OmegaConf.create(yaml.load(path.read_text(), _Loader) or {})
+    except FileNotFoundError:
+        near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise UserError(f"config {path} does not exist{near}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(node, DictConfig):
+        raise UserError(f"config {path}: expected `key: value` lines, got a list or a bare value")
+    base = node.pop("base", None)
+    below = _read_yaml(path.parent / base, (*seen, path)) if base else []
+    return [*below, (str(path), node)]
+
+
+def _overrides(words: list[str]) -> DictConfig:
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"'{word}' is no override; expected key=value, for example trainer.max_steps=1000")
+    try:
+        return OmegaConf.from_dotlist(words)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"overrides cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _check_overrides(words: list[str], method: str) -> None:
+    known = known_keys(method=method)
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in known:
+            raise _unknown(key, method)
+        inside = next((k for k in known if k.startswith(key + ".")), None)
+        if inside:
+            raise UserError(f"'{key}' is a section; set one of its keys, for example {inside}=...")
+
+
+def _method(layers: list[DictConfig]) -> str:
+    """model.name of the topmost layer that sets it. Raises UserError for a name that is no method."""
+    found = [name for layer in layers if (name := OmegaConf.select(layer, "model.name")) is not None]
+    name = found[-1] if found else "neus"
+    if name not in METHOD_CONFIGS:
+        raise UserError(
+            f"model.name: unknown method '{name}'{suggestion(str(name), list(METHOD_CONFIGS))} (one of {', '.join(METHOD_CONFIGS)})"
+        )
+    return name
+
+
+def _restricted(layer: dict, method: str, prefix: str = "") -> dict:
+    """The part of a layer of defaults that the method has options for."""
+    known, kept = known_keys(method=method), {}
+    for key, value in layer.items():
+        if prefix + key in known:
+            kept[key] = _restricted(value, method, prefix + key + ".") if isinstance(value, dict) else value
+    return kept
+
+
+def _merge(method: str, layers: list) -> DictConfig:
+    schema = OmegaConf.structured(Config(model=METHOD_CONFIGS[method]()))
+    return OmegaConf.merge(schema, OmegaConf.create(_restricted(METHOD_DEFAULTS.get(method, {}), method)), *layers)
+
+
+def _to_config(merged: DictConfig, method: str) -> Config:
+    """The frozen config. Raises UserError that names the key."""
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        raise UserError(str(cause).splitlines()[0]) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    assert isinstance(config, Config)
+    _check_finite(config)
+    return config
+
+
+def _mask_free(merged: DictConfig, said: DictConfig, method: str) -> list[DictConfig]:
+    """The layer of MASK_FREE where the background is to be learned; logs each key that takes effect."""
+    recipe = _restricted(MASK_FREE, method)
+    taken = [key for key in _leaves(recipe) if OmegaConf.select(said, key) is None]
+    created = OmegaConf.create(recipe)
+    if taken:
+        changes = (f"{key}={OmegaConf.select(created, key)} (was {OmegaConf.select(merged, key)})" for key in taken)
+        _say("learned background: " + ", ".join(changes))
+    return [created]
+
+
+@functools.cache
+def _say(line: str, level: int = logging.INFO) -> None:
+    log.log(level, "%s", line)
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), saved: str | None = None, masks: bool | None = None
+) -> Config:
+    """Defaults of the schema, the method and the recipe; above them a saved config (YAML text of a checkpoint), a YAML file with
+    its bases, `key=value` overrides; checked. What the user gave is never changed.
+
+    masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false.
+    Raises UserError that names the key and, for a misspelt one, the nearest.
+    """
+    _register()
+    words = list(overrides)
+    files = _read_yaml(Path(path)) if path else []
+    asked = _overrides(words)
+    below = [_saved(saved)] if saved else []
+    method = _method([*below, *(node for _, node in files), asked])
+    for where, node in files:
+        _check_keys(OmegaConf.to_container(node, resolve=False), where, method)
+    _check_overrides(words, method)
+    try:
+        said = OmegaConf.merge(*(node for _, node in files), asked)
+        facts = []
+        if masks is False:
+            if OmegaConf.select(said, "dataset.apply_mask"):
+                raise UserError("dataset.apply_mask=true, but the scene has no masks; remove it, or make masks: run.py --auto-mask")
+            facts = [OmegaConf.create({"dataset": {"apply_mask": False}})]
+        merged = _merge(method, [*below, said, *facts])
+        if merged.model.background == "auto":
+            facts.append(OmegaConf.create({"model": {"background": "random" if merged.dataset.apply_mask else "learned"}}))
+        learned = OmegaConf.merge(merged, *facts).model.background == "learned"
+        recipe = _mask_free(merged, said, method) if learned and not saved else []
+        merged = _merge(method, [*recipe, *below, said, *facts])
+    except ConfigKeyError as error:
+        raise _unknown(error.full_key or "", method) from None
+    except ValidationError as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    config = _to_config(merged, method)
+    vain = without_effect(config, _leaves(OmegaConf.to_container(said, resolve=False)))
+    for key, need in vain.items():
+        _say(f"{key} has no effect: it needs {need}", logging.WARNING)
+    return config
+
+
+def _check_finite(node: object, prefix: str = "") -> None:
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        if dataclasses.is_dataclass(value):
+            _check_finite(value, f"{prefix}{f.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{f.name}: must be a finite number, got {value}")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML text; `load_config(saved=...)` reads it back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)

@@ -1,0 +1,26 @@
+"""Defaults that depend on the method, the masks and the device. Each is a layer below what the user gave."""
+
+# --preset: minutes on a CPU (two cores were measured), steps on CUDA
+PRESETS = {
+    name: {
+        "cpu": [f"trainer.max_minutes={minutes}", "trainer.max_steps=1000000"],
+        "cuda": [f"trainer.max_steps={steps}", "trainer.max_minutes=null", "trainer.target_samples=262144"],
+    }
+    for name, minutes, steps in (("fast", 3, 10000), ("balanced", 10, 20000), ("best", 60, 100000))
+}
+
+# model.name -> what differs from the schema
+METHOD_DEFAULTS: dict[str, dict] = {
+    "nerf": {"loss": {"eikonal": 0}},
+    "material": {"loss": {"eikonal": 0, "mask": 0, "interlevel": 0}},
+}
+
+# model.background=learned: without silhouettes a surface forms anywhere, so a soft one fills the sphere for longer, and the
+# occupancy grid keeps it, in coarser cells. distortion_bg gains 2 dB on held-out pictures (docs/recipes.md).
+MASK_FREE = {
+    "model": {
+        "variance": {"init": 0.2, "max_inv_s": [12, 20000, 0.05, 0.35]},
+        "occupancy": {"threshold": 0.005, "resolution": 96},
+    },
+    "loss": {"mask": 0, "distortion_bg": 0.01},
+}
