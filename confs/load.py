@@ -1,12 +1,11 @@
 """YAML and `key=value` overrides into frozen dataclasses; OmegaConf stops here."""
 
 import dataclasses
-import difflib
 import functools
 import logging
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,11 +16,11 @@ from confs.effects import without_effect
 from confs.model import METHOD_CONFIGS, MethodConfig
 from confs.recipes import MASK_FREE, METHOD_DEFAULTS
 from confs.schema import Config
-from utils.errors import UserError
+from utils.errors import UserError, suggestion
 
 log = logging.getLogger("neus")
 
-RESOLVERS = {
+RESOLVERS: dict[str, Callable[..., typing.Any]] = {
     "basename": lambda path: Path(str(path)).resolve().name,
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -62,15 +61,6 @@ def known_keys(cls: type = Config, prefix: str = "", method: str = "neus") -> li
     return keys
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """ "; did you mean 'x'?" for the nearest known word, by its last part too, or nothing."""
-    last = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(word, known, 1, 0.6) or [
-        last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.6)
-    ]
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
 def _unknown(key: str, method: str, where: str = "") -> UserError:
     """The error for a key that the schema lacks: where it moved, which methods have it, or the nearest one."""
     front = f"{where}: " if where else ""
@@ -82,6 +72,12 @@ def _unknown(key: str, method: str, where: str = "") -> UserError:
     if owners:
         return UserError(f"{front}'{key}' is an option of model.name={' or '.join(owners)}, not of model.name={method}")
     return UserError(f"{front}unknown key '{key}'{suggestion(key, known_keys(method=method))}")
+
+
+def _container(node: DictConfig) -> dict:
+    found = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(found, dict)
+    return found
 
 
 def _leaves(node: object, prefix: str = "") -> list[str]:
@@ -182,7 +178,9 @@ def _restricted(layer: dict, method: str, prefix: str = "") -> dict:
 
 def _merge(method: str, layers: list) -> DictConfig:
     schema = OmegaConf.structured(Config(model=METHOD_CONFIGS[method]()))
-    return OmegaConf.merge(schema, OmegaConf.create(_restricted(METHOD_DEFAULTS.get(method, {}), method)), *layers)
+    merged = OmegaConf.merge(schema, OmegaConf.create(_restricted(METHOD_DEFAULTS.get(method, {}), method)), *layers)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _to_config(merged: DictConfig, method: str) -> Config:
@@ -231,10 +229,11 @@ def load_config(
     below = [_saved(saved)] if saved else []
     method = _method([*below, *(node for _, node in files), asked])
     for where, node in files:
-        _check_keys(OmegaConf.to_container(node, resolve=False), where, method)
+        _check_keys(_container(node), where, method)
     _check_overrides(words, method)
     try:
-        said = OmegaConf.merge(*(node for _, node in files), asked)
+        said = OmegaConf.merge(OmegaConf.create({}), *(node for _, node in files), asked)
+        assert isinstance(said, DictConfig)
         facts = []
         if masks is False:
             if OmegaConf.select(said, "dataset.apply_mask"):
@@ -253,13 +252,13 @@ def load_config(
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
     config = _to_config(merged, method)
-    vain = without_effect(config, _leaves(OmegaConf.to_container(said, resolve=False)))
+    vain = without_effect(config, _leaves(_container(said)))
     for key, need in vain.items():
         _say(f"{key} has no effect: it needs {need}", logging.WARNING)
     return config
 
 
-def _check_finite(node: object, prefix: str = "") -> None:
+def _check_finite(node: typing.Any, prefix: str = "") -> None:
     for f in dataclasses.fields(node):
         value = getattr(node, f.name)
         if dataclasses.is_dataclass(value):

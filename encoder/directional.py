@@ -3,7 +3,9 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from encoder.encoding import Encoding
 
 
 def _chain(top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,14 +87,14 @@ def harmonics(dirs: Tensor, fade: Tensor, a: Tensor, b: Tensor, diagonal: Tensor
     return _combine(*_factors(dirs, a, b, diagonal, bands), fade, bands)
 
 
-class IntegratedDirectional(nn.Module):
+class IntegratedDirectional(Encoding):
     """Unit directions [N, 3] and roughness [N] -> [N, width]: the mean of Y_lm over a von Mises-Fisher lobe.
 
     degree d takes the bands l = 1, 2, 4, ..., 2^(d-1), all orders m = 0..l, real parts first (72 values for d = 5).
     roughness is 1 / kappa; a band fades as exp(-l (l + 1) / 2 * roughness). None is a mirror. Differentiable once.
     """
 
-    fractional, n_levels = False, 1
+    fall: Tensor
 
     def __init__(self, degree: int = 5):
         super().__init__()
@@ -102,6 +104,6 @@ class IntegratedDirectional(nn.Module):
             self.register_buffer(name, value, persistent=False)
         self.register_buffer("fall", torch.tensor([-0.5 * band * (band + 1) for band in self.bands])[:, None], persistent=False)
 
-    def forward(self, dirs: Tensor, roughness: Tensor | None = None) -> Tensor:
+    def forward(self, dirs: Tensor, roughness: Tensor | None = None) -> Tensor:  # type: ignore[override]
         fade = dirs.new_ones(len(self.bands), len(dirs)) if roughness is None else torch.exp(self.fall * roughness.reshape(1, -1))
         return _Harmonics.apply(dirs, fade, self.a, self.b, self.diagonal, self.bands)

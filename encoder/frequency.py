@@ -2,7 +2,9 @@
 samples (Barron et al., mip-NeRF, 2021)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from encoder.encoding import Encoding
 
 
 def band_weights(n_frequencies: int, n_levels: float | None, device: torch.device) -> Tensor:
@@ -11,13 +13,14 @@ def band_weights(n_frequencies: int, n_levels: float | None, device: torch.devic
     return 0.5 - 0.5 * torch.cos(torch.pi * (opened - torch.arange(n_frequencies, device=device)).clamp(0, 1))
 
 
-class Frequency(nn.Module):
+class Frequency(Encoding):
     """x [N, D] -> [N, D * 2 * n_frequencies]: sin and cos of 2^k x (`include_input` puts x in front).
 
     unit: x comes in [0, 1] (as every position encoding of a field gets it) and is brought to [-1, 1].
     """
 
-    fractional = True  # levels open gradually
+    fractional = True
+    bands: Tensor
 
     def __init__(self, n_inputs: int = 3, n_frequencies: int = 6, include_input: bool = True, unit: bool = False):
         super().__init__()
@@ -34,7 +37,7 @@ class Frequency(nn.Module):
         return torch.cat([x, *waves] if self.include_input else waves, -1)
 
 
-class IntegratedFrequency(nn.Module):
+class IntegratedFrequency(Encoding):
     """The mean of sin and cos of 2^k x over a Gaussian: mean x [N, D], variance [N, D] (or none: a point) -> [N, D * 2 * n_frequencies].
 
     What is finer than the Gaussian fades (mip-NeRF eq. 14); nothing is left to alias. `unit` as in `Frequency`, variance then
@@ -42,6 +45,7 @@ class IntegratedFrequency(nn.Module):
     """
 
     fractional = True
+    bands: Tensor
 
     def __init__(self, n_inputs: int = 3, n_frequencies: int = 10, unit: bool = False):
         super().__init__()

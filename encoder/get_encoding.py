@@ -1,18 +1,13 @@
-"""The encodings by name. A new one: a module with `width` and `forward([N, D]) -> [N, width]`, and an entry here.
-
-An encoding of positions takes points in [0, 1]^3 and the number of open levels as second argument (`n_levels` says how many
-there are, `fractional` whether they open gradually).
-"""
-
-from torch import nn
+"""The encodings by name. A new one: an `Encoding` and an entry here."""
 
 from encoder.directional import IntegratedDirectional
+from encoder.encoding import Encoding
 from encoder.frequency import Frequency, IntegratedFrequency
 from encoder.hashgrid import HashGrid, HashGridSpec
 from encoder.identity import Identity, WithIdentity
 from encoder.spherical import SphericalHarmonics
 
-ENCODINGS = {
+ENCODINGS: dict[str, type[Encoding]] = {
     "hashgrid": HashGrid,
     "frequency": Frequency,
     "spherical": SphericalHarmonics,
@@ -22,7 +17,7 @@ ENCODINGS = {
 }
 
 
-def get_encoding(name: str, **options) -> nn.Module:
+def get_encoding(name: str, **options) -> Encoding:
     """Build an encoding; `identity+NAME` puts the input in front. Raises ValueError for an unknown name."""
     front, plus, inner = name.partition("+")
     if plus and front == "identity":
@@ -32,4 +27,4 @@ def get_encoding(name: str, **options) -> nn.Module:
     return ENCODINGS[name](**options)
 
 
-__all__ = ["ENCODINGS", "HashGridSpec", "get_encoding"]
+__all__ = ["ENCODINGS", "Encoding", "HashGridSpec", "get_encoding"]

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from encoder.encoding import Encoding
+
 PRIMES = (1, 2654435761, 805459861)
 
 
@@ -98,7 +100,7 @@ def encode_jacobian_torch(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels
     return y, torch.stack(columns, 1)
 
 
-class HashGrid(nn.Module):
+class HashGrid(Encoding):
     """Hash grid encoding of points in [0,1]^3.
 
     Args: spec; backend "torch", "warp" or "tinycudann" (`utils/device.py` chooses); init: tables start uniform in [-init, init].
@@ -106,21 +108,12 @@ class HashGrid(nn.Module):
 
     def __init__(self, spec: HashGridSpec, backend: str = "torch", init: float = 1e-4):
         super().__init__()
-        self.spec, self.backend = spec, backend
+        self.spec, self.backend, self.width, self.n_levels = spec, backend, spec.width, spec.n_levels
         self.table = nn.Parameter(torch.empty(spec.offsets[-1], spec.n_features).uniform_(-init, init))
 
-    fractional = False  # a level is open or closed
-
-    @property
-    def width(self) -> int:
-        return self.spec.width
-
-    @property
-    def n_levels(self) -> int:
-        return self.spec.n_levels
-
-    def forward(self, x: Tensor, n_levels: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, n_levels: float | None = None) -> Tensor:
         """x [N, 3] in [0, 1] -> [N, L * F]; only the first `n_levels` levels are open."""
+        n_levels = None if n_levels is None else int(n_levels)
         if self.backend == "warp":
             from encoder.hashgrid_warp import encode_warp
 

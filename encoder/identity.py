@@ -1,13 +1,13 @@
 """The input itself, alone or in front of another encoding."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from encoder.encoding import Encoding
 
 
-class Identity(nn.Module):
+class Identity(Encoding):
     """x [N, D] as it is."""
-
-    fractional, n_levels = False, 1
 
     def __init__(self, n_inputs: int = 3):
         super().__init__()
@@ -17,10 +17,10 @@ class Identity(nn.Module):
         return x
 
 
-class WithIdentity(nn.Module):
-    """x in front of what another encoding makes of it; levels close there, never here."""
+class WithIdentity(Encoding):
+    """x in front of another encoding of it; only the levels of the latter close."""
 
-    def __init__(self, inner: nn.Module, n_inputs: int = 3):
+    def __init__(self, inner: Encoding, n_inputs: int = 3):
         super().__init__()
         self.inner, self.width = inner, n_inputs + inner.width
         self.fractional, self.n_levels = inner.fractional, inner.n_levels

@@ -1,7 +1,9 @@
 """Real spherical harmonics of directions, the usual view encoding (Fridovich-Keil et al., Plenoxels, 2022)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from encoder.encoding import Encoding
 
 
 def spherical_harmonics(dirs: Tensor, degree: int) -> Tensor:
@@ -32,10 +34,8 @@ def spherical_harmonics(dirs: Tensor, degree: int) -> Tensor:
     return torch.stack(bands, -1)
 
 
-class SphericalHarmonics(nn.Module):
+class SphericalHarmonics(Encoding):
     """Encoding of unit directions [N, 3] -> [N, degree^2]."""
-
-    fractional, n_levels = False, 1
 
     def __init__(self, degree: int = 4):
         super().__init__()

@@ -92,6 +92,8 @@ def fg_table(size: int = SIZE) -> Tensor:
 class SplitSum(nn.Module):
     """(n.v [S], perceptual roughness [S]) -> (x, y) [S, 2], looked up between the entries of the table; differentiable."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", fg_table(), persistent=False)

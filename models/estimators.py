@@ -31,12 +31,16 @@ def dilate(cells: Tensor) -> Tensor:
 class OccupancyGrid(OccGridEstimator, Sampler):
     """Cells of [-radius, radius]^3 that may hold the surface.
 
-    nerfacc keeps the running maximum and binarises it. Each refresh evaluates the occupied cells, their neighbours and every
-    16th other cell, each once: it is cheap, and its result does not depend on the order of threads. Cells outside the sphere
+    nerfacc's buffers and marching; the refresh is ours: it evaluates the occupied cells, their neighbours and every 16th other
+    cell, each once, so that it is cheap and its result does not depend on the order of threads. Cells outside the sphere
     are never occupied (-1, nerfacc's mark of unseen cells).
     """
 
     STRIDE = 16
+    occs: Tensor  # [cells] running maximum, -1 outside the sphere
+    binaries: Tensor  # [1, X, Y, Z] bool
+    resolution: Tensor
+    grid_coords: Tensor
 
     def __init__(self, cfg: OccupancyConfig, radius: float, backend: str = "torch"):
         super().__init__([-radius] * 3 + [radius] * 3, resolution=cfg.resolution, levels=1)
@@ -49,7 +53,7 @@ class OccupancyGrid(OccGridEstimator, Sampler):
     @property
     def cell(self) -> float:
         """Width of a cell."""
-        return 2 * self.radius / int(self.resolution[0])
+        return 2 * self.radius / self.cfg.resolution
 
     @property
     def share(self) -> float:
@@ -60,17 +64,28 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         """Update every `every` steps. An empty grid would give no samples and no gradient: all cells are then occupied again."""
         if step % self.cfg.every == 0:
             self.phase = step // self.cfg.every % self.STRIDE
-            self._update(step, value, self.cfg.threshold, self.cfg.decay, warmup_steps=1)
+            self._update(self._cells(everywhere=step == 0), value)
             if not self.binaries.any():
                 if not self.warned:
                     log.warning("step %d: no cell is occupied any more; all are occupied again", step)
                 self.warned = True
                 self.binaries = (self.occs >= 0).view(self.binaries.shape)
 
-    def _sample_uniform_and_occupied_cells(self, n: int) -> list[Tensor]:
-        near = dilate(self.binaries[0]).flatten()
-        near[self.phase :: self.STRIDE] = True
-        return [torch.nonzero(near & (self.occs >= 0))[:, 0]]
+    def _cells(self, everywhere: bool) -> Tensor:
+        """Indices of the cells to evaluate: all within the sphere, or the occupied ones, their neighbours and every STRIDE-th other."""
+        chosen = dilate(self.binaries[0]).flatten()
+        chosen[self.phase :: self.STRIDE] = True
+        return torch.nonzero((chosen | everywhere) & (self.occs >= 0))[:, 0]
+
+    @torch.no_grad()
+    def _update(self, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
+        """Raise the running maximum at a random point of each cell, and binarise it (nerfacc's rule)."""
+        corner = self.grid_coords[cells]
+        unit = (corner + torch.rand_like(corner, dtype=torch.float32)) / self.cfg.resolution
+        found = value(unit * (2 * self.radius) - self.radius)
+        self.occs[cells] = torch.maximum(self.occs[cells] * self.cfg.decay, found)
+        threshold = self.occs[self.occs >= 0].mean().clamp(max=self.cfg.threshold)
+        self.binaries = (self.occs > threshold).view(self.binaries.shape)
 
     def sample(
         self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable[[Tensor], Tensor] | None = None
@@ -78,7 +93,9 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps."""
         if self.backend == "nerfacc":
             near = rays.near if jitter is None else rays.near + jitter * step
-            index, t_starts, t_ends = self.sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)
+            index, t_starts, t_ends = OccGridEstimator.sampling(
+                self, rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step
+            )
             counts = torch.bincount(index, minlength=len(rays))
             return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)])), None
         return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend), None

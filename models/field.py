@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from encoder.encoding import Encoding
 from models.network import mlp, trunc_exp
 
 
@@ -19,7 +20,7 @@ class DensityNetwork(nn.Module):
     """
 
     def __init__(
-        self, encoding: nn.Module, radius: float, *, hidden: int, layers: int, n_features: int, bounded: bool = True, bias: float = -1.0
+        self, encoding: Encoding, radius: float, *, hidden: int, layers: int, n_features: int, bounded: bool = True, bias: float = -1.0
     ):
         super().__init__()
         self.encoding, self.radius, self.bounded, self.bias = encoding, radius, bounded, bias

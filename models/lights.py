@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from encoder.directional import IntegratedDirectional
 from encoder.frequency import Frequency, IntegratedFrequency
-from models.network import mlp
+from models.network import mlp, output_layer
 
 TURN = 0.5  # u of the direction +x: where Blender has it
 
@@ -133,7 +133,7 @@ class PhotographerLight(nn.Module):
         super().__init__()
         self.encoding, self.largest = IntegratedFrequency(2, 6), largest
         self.net = mlp(self.encoding.width, hidden, 3, 4)
-        nn.init.constant_(self.net[-1].bias, -2.0)
+        nn.init.constant_(output_layer(self.net).bias, -2.0)
 
     def forward(self, points: Tensor, dirs: Tensor, cameras: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """cameras [N, 3]: camera centres; spread [N]: standard deviation of the lobe per unit distance."""

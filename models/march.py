@@ -54,7 +54,7 @@ def occupied(x: Tensor, y: Tensor, z: Tensor, binaries: Tensor) -> Tensor:
     half, odd = res / 2, (res % 2) / 2
     cell = torch.full_like(x, -1, dtype=torch.long)
     for level in reversed(range(levels)):
-        index = level
+        index: Tensor | int = level
         inside = torch.ones_like(x, dtype=torch.bool)
         for v in (x, y, z):
             w = v * 0.5**level
@@ -83,7 +83,8 @@ def _march_constant(c: GridRays, binaries: Tensor, step: float) -> Samples:
         x, y, z = (c.origins[rows, i, None] + c.dirs[rows, i, None] * mid for i in range(3))
         keep = occupied(x, y, z, binaries) & (mid < c.end[rows, None]) & (k < span[:, 1:])
         parts.append((t_starts[keep], t_ends[keep], rows[keep.nonzero()[:, 0]]))
-    return pack(*(torch.cat(p) for p in zip(*parts)), n_rays)
+    t_starts, t_ends, rays = (torch.cat(p) for p in zip(*parts))
+    return pack(t_starts, t_ends, rays, n_rays)
 
 
 def _march_cone(c: GridRays, binaries: Tensor, step: float, cone_angle: float) -> Samples:

@@ -13,15 +13,16 @@ from torch.nn import functional as F
 
 from confs.material import MonteCarloConfig
 from confs.model import MaterialConfig
+from encoder.encoding import Encoding
 from models.brdf import specular_f0
 from models.ggx_sampling import frames, pattern, sample_cosine, sample_ggx, shading_weights, to_local
 from models.lights import EnvironmentMap, PhotographerLight, TextureLight
 from models.method import Method, RenderContext, RenderOutput
-from models.network import mlp, open_levels
+from models.network import mlp, open_levels, output_layer
 from models.raytrace import Hits, MeshTracer, interpolate, vertex_normals
 from utils.colour import linear_to_srgb
 from utils.rays import Rays, Render
-from utils.schedule import ramp
+from utils.schedule import Spec, ramp
 
 LEAST_ROUGHNESS = 0.04
 
@@ -104,18 +105,16 @@ def sample_directions(
         counts = Counts(counts.cosine + counts.light, counts.lobe, 0)
     frame = frames(surface.normal)
     view = to_local(frame, surface.view)
-    others = None
     with torch.no_grad():
-        local = [
+        parts = [
             sample_cosine(pattern(counts.cosine, shift[:, :2], turn)),
             sample_ggx(pattern(counts.lobe, shift[:, 2:4], turn), view, alpha.detach()),
         ]
-        if counts.light:
-            local.append(light.sample(pattern(counts.light, shift[:, 4:], turn)) @ frame.transpose(1, 2))
-        local = torch.cat(local, 1)
+        if light is not None and counts.light:
+            parts.append(light.sample(pattern(counts.light, shift[:, 4:], turn)) @ frame.transpose(1, 2))
+        local = torch.cat(parts, 1)
         dirs = local @ frame
-        if counts.light:
-            others = counts.light * light.pdf(dirs)
+        others = counts.light * light.pdf(dirs) if light is not None and counts.light else None
     weights = shading_weights(local, view, alpha, counts.cosine, counts.lobe, others)
     return Directions(dirs, weights.stack(), torch.nonzero((local[..., 2] > 0).reshape(-1))[:, 0])
 
@@ -123,16 +122,17 @@ def sample_directions(
 class MaterialField(nn.Module):
     """Points [P, 3] of the sphere -> `MaterialValues`: a feature network on encoded positions, and three heads."""
 
-    def __init__(self, cfg: MonteCarloConfig, encoding: nn.Module, radius: float):
+    def __init__(self, cfg: MonteCarloConfig, encoding: Encoding, radius: float):
         super().__init__()
         self.encoding, self.radius, hidden, layers = encoding, radius, cfg.hidden, cfg.layers
         self.feature = mlp(encoding.width + 3, hidden, layers, hidden)
-        self.heads = nn.ModuleList(mlp(hidden + 3, hidden, 1, n) for n in (3, 1, 1))
+        heads = [mlp(hidden + 3, hidden, 1, n) for n in (3, 1, 1)]
+        self.heads = nn.ModuleList(heads)
         first = (cfg.albedo_init, (cfg.roughness_init - LEAST_ROUGHNESS) / (1 - LEAST_ROUGHNESS), cfg.metallic_init)
-        for head, value in zip(self.heads, first):
+        for head, value in zip(heads, first):
             value = min(max(value, 1e-3), 1 - 1e-3)
-            nn.init.constant_(head[-1].bias, torch.logit(torch.tensor(value)).item())
-            nn.init.uniform_(head[-1].weight, -1e-2, 1e-2)
+            nn.init.constant_(output_layer(head).bias, torch.logit(torch.tensor(value)).item())
+            nn.init.uniform_(output_layer(head).weight, -1e-2, 1e-2)
 
     def forward(self, points: Tensor, levels: float | None = None) -> MaterialValues:
         x = torch.cat([points, self.encoding(points / (2 * self.radius) + 0.5, levels)], -1)
@@ -151,10 +151,15 @@ class MaterialModel(Method):
     """The mesh, its material, and the light. `set_frame` must be called before rays are traced."""
 
     cfg: MaterialConfig
+    vertices: Tensor
+    faces: Tensor
+    to_world: Tensor
+    vertex_radiance: Tensor
+    has_vertex_radiance: Tensor
 
     def __init__(
         self, cfg: MaterialConfig, field: MaterialField, outer: nn.Module, inner: nn.Module | None, photographer: PhotographerLight | None,
-        mesh: tuple[Tensor, Tensor], levels: object,
+        mesh: tuple[Tensor, Tensor], levels: Spec,
     ):  # fmt: skip
         """mesh: (vertices [V, 3] world, faces [F, 3]); levels: schedule of open levels."""
         super().__init__(cfg)
@@ -215,7 +220,7 @@ class MaterialModel(Method):
         hits = self.trace(points, dirs)
         inside, free = torch.nonzero(hits.found)[:, 0], torch.nonzero(~hits.found)[:, 0]
         direct = self.outer(points[free], dirs[free]).float()
-        if self.photographer is not None and cameras is not None:
+        if self.photographer is not None and cameras is not None and spread is not None:
             colour, coverage = self.photographer(points[free], dirs[free], cameras[free], spread[free])
             direct = direct * (1 - coverage) + colour * coverage
         if self.inner is not None:

@@ -20,15 +20,15 @@ from models.proposal import PropNetEstimator, ProposalSamples
 from models.radiance import RadianceNetwork
 from models.volrend import accumulate, weights_from_density
 from utils.rays import Rays, Render, Samples
-from utils.schedule import ramp
+from utils.schedule import Spec, ramp
 
 
 class ProposalSampler(Sampler):
     """Samples of the sphere by small density networks, each evaluated at n_proposal points a ray (mip-NeRF 360, 2022)."""
 
-    def __init__(self, densities: nn.ModuleList, n_proposal: list[int], n_samples: int):
+    def __init__(self, densities: list[DensityNetwork], n_proposal: list[int], n_samples: int):
         super().__init__()
-        self.densities, self.n_proposal, self.n_samples = densities, n_proposal, n_samples
+        self.densities, self.n_proposal, self.n_samples = nn.ModuleList(densities), n_proposal, n_samples
         self.estimator = PropNetEstimator()
 
     def sample(
@@ -38,9 +38,10 @@ class ProposalSampler(Sampler):
         hit = torch.nonzero(rays.near < rays.far)[:, 0]
         some = rays[hit]
 
-        def density_along(net: DensityNetwork) -> Callable[[Tensor, Tensor], Tensor]:
+        def density_along(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
             def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
                 x = some.origins[: len(t_starts), None] + some.dirs[: len(t_starts), None] * ((t_starts + t_ends) / 2)[..., None]
+                assert isinstance(net, DensityNetwork)
                 return net.density(x.view(-1, 3)).view(t_starts.shape)
 
             return sigma
@@ -58,7 +59,7 @@ class NeRF(Method):
     cfg: NeRFConfig
 
     def __init__(
-        self, cfg: NeRFConfig, field: DensityNetwork, radiance: RadianceNetwork, sampler: Sampler, levels: object,
+        self, cfg: NeRFConfig, field: DensityNetwork, radiance: RadianceNetwork, sampler: Sampler, levels: Spec,
         background: Background | None = None, composite_backend: str = "torch",
     ):  # fmt: skip
         """levels: schedule of the open levels of the field's encoding."""
@@ -103,7 +104,7 @@ class NeRF(Method):
         sums = accumulate(weights, per_sample, samples.offsets, index, backend=self.composite_backend)  # [R, 8]
         opacity = sums[:, 7].clamp(0, 1)
         rgb, background = self.composited(sums[:, :3], opacity, rays, context)
-        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], background and background.rgb)
+        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
         return RenderOutput(render, samples, weights, background=background, proposals=proposals)
 
     def normal(self, x: Tensor, context: RenderContext) -> Tensor:

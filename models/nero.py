@@ -63,7 +63,7 @@ def occlusion_probability(
 class NeROShape(NeuS):
     """NeuS whose `radiance` is a `SplitSumShader`; `cfg.shading` says how it is applied."""
 
-    cfg: NeROConfig
+    cfg: NeROConfig  # type: ignore[assignment]
     radiance: SplitSumShader
 
     def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:

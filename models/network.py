@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from confs.model import VolumeConfig
+from encoder.encoding import Encoding
 from utils.schedule import Ramp, ramp
 
 BETA = 100.0  # sharpness of the softplus: it rounds the relu over a width of 1/100
@@ -45,6 +46,13 @@ def mlp(n_in: int, hidden: int, layers: int, n_out: int) -> nn.Sequential:
     for a, b in zip(widths, widths[1:]):
         parts += [nn.Linear(a, b), nn.ReLU(inplace=True)]
     return nn.Sequential(*parts, nn.Linear(widths[-1], n_out))
+
+
+def output_layer(net: nn.Sequential) -> nn.Linear:
+    """The last layer of an `mlp`."""
+    layer = net[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 class _TruncExp(torch.autograd.Function):
@@ -93,7 +101,7 @@ def step_lengths(cfg: VolumeConfig) -> Callable[[float, bool], float]:
     return lambda progress, training: training_steps(progress) if training else finest
 
 
-def open_levels(encoding: nn.Module, levels: Ramp, progress: float) -> float:
+def open_levels(encoding: Encoding, levels: Ramp, progress: float) -> float:
     """Number of open levels of an encoding: a whole number unless they open gradually."""
     opened = max(1.0, min(encoding.n_levels, levels(progress) + 1e-6))
     return opened if encoding.fractional else int(opened)

@@ -18,7 +18,7 @@ from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
 from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
-from utils.schedule import ramp
+from utils.schedule import Spec, ramp
 
 LONG = 2.0  # an interval is long when its length times inv_s exceeds this
 EARLY_STOP = 1e-4  # samples behind this transmittance have weight 0
@@ -30,11 +30,12 @@ class NeuS(Method):
     `render` is the whole method: sample, field, alpha, colour, composite.
     """
 
+    cfg: SurfaceConfig
     shown = ("psnr", "inv_s")
     sampler: Sampler
 
     def __init__(
-        self, cfg: SurfaceConfig, sdf: SDFNetwork | SDFMLP, radiance: nn.Module, sampler: Sampler, levels: object,
+        self, cfg: SurfaceConfig, sdf: SDFNetwork | SDFMLP, radiance: nn.Module, sampler: Sampler, levels: Spec,
         background: Background | None = None, composite_backend: str = "torch",
     ):  # fmt: skip
         """levels: schedule of the open levels of the SDF's encoding."""
@@ -103,7 +104,7 @@ class NeuS(Method):
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
         rgb, background = self.composited(sums[:, :3], opacity, rays, context)
-        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], background and background.rgb)
+        render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
         return RenderOutput(render, samples, weights, field, extra, background)
 
     def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:

@@ -4,13 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from confs.model import RadianceConfig
-from encoder.get_encoding import get_encoding
+from encoder.get_encoding import Encoding, get_encoding
 from models.network import mlp
 
 
-def direction_encoding(cfg: RadianceConfig) -> nn.Module | None:
+def direction_encoding(cfg: RadianceConfig) -> Encoding | None:
     """The encoding of view directions; None for a colour that is independent of them."""
-    options = {"spherical": {"degree": cfg.sh_degree}, "ide": {"degree": cfg.ide_degree}, "frequency": {"n_frequencies": cfg.n_frequencies}}
+    options: dict[str, dict] = {
+        "spherical": {"degree": cfg.sh_degree},
+        "ide": {"degree": cfg.ide_degree},
+        "frequency": {"n_frequencies": cfg.n_frequencies},
+    }
     return None if cfg.dirs == "none" else get_encoding(cfg.dirs, **options.get(cfg.dirs.rpartition("+")[2], {}))
 
 
@@ -20,7 +24,7 @@ class RadianceNetwork(nn.Module):
     encoding: of the view direction; None makes the colour independent of the view.
     """
 
-    def __init__(self, n_features: int, encoding: nn.Module | None, *, hidden: int, layers: int, use_normal: bool = True):
+    def __init__(self, n_features: int, encoding: Encoding | None, *, hidden: int, layers: int, use_normal: bool = True):
         super().__init__()
         self.encoding = encoding
         self.net = mlp(n_features + 3 * use_normal + (encoding.width if encoding else 0), hidden, layers, 3)

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,33 +51,13 @@ def trace_torch(vertices: Tensor, faces: Tensor, origins: Tensor, dirs: Tensor, 
     return Hits(*(torch.cat(column) for column in zip(*parts)))
 
 
-@functools.cache
-def _kernel():
-    import warp as wp
-
-    @wp.kernel(module="unique", enable_backward=False)
-    def trace(
-        mesh: wp.uint64, origins: wp.array(dtype=wp.vec3), dirs: wp.array(dtype=wp.vec3), far: float, begin: int, stop: int, run: int,
-        t: wp.array(dtype=float), face: wp.array(dtype=int), weights: wp.array(dtype=wp.vec3),
-    ):  # fmt: skip
-        first = begin + wp.tid() * run
-        for i in range(first, wp.min(first + run, stop)):
-            hit = wp.mesh_query_ray(mesh, origins[i], dirs[i], far)
-            if hit.result:
-                t[i] = hit.t
-                face[i] = hit.face
-                weights[i] = wp.vec3(hit.u, hit.v, 1.0 - hit.u - hit.v)
-
-    return trace
-
-
 class MeshTracer:
     """First hits of rays with a mesh. backend: warp where it runs, else torch."""
 
     def __init__(self, vertices: Tensor, faces: Tensor, backend: str | None = None):
         self.vertices, self.faces = vertices.float().contiguous(), faces.long().contiguous()
         self.backend = backend or choose("trace", "auto", vertices.device)
-        self.mesh = self._build() if self.backend == "warp" else None
+        self.mesh: Any = self._build() if self.backend == "warp" else None
 
     def _build(self):
         import warp as wp
@@ -97,6 +78,7 @@ class MeshTracer:
             return trace_torch(self.vertices, self.faces, origins, dirs)
         import warp as wp
 
+        from models.raytrace_warp import trace
         from utils import warp_launch
 
         n, device = len(origins), origins.device
@@ -111,7 +93,7 @@ class MeshTracer:
 
         def part(begin: int, stop: int) -> None:
             run = 1 if device.type == "cuda" else stop - begin
-            warp_launch.launch(_kernel(), -(-(stop - begin) // run), [self.mesh.id, *rays, FAR, begin, stop, run, *out], device)
+            warp_launch.launch(trace, -(-(stop - begin) // run), [self.mesh.id, *rays, FAR, begin, stop, run, *out], device)
 
         warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n, device, 256)])
         return Hits(t, face.long(), weights)

@@ -5,11 +5,13 @@
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from confs.model import SDFConfig
+from encoder.encoding import Encoding
 from encoder.hashgrid import HashGrid
 from models.network import ACTIVATIONS
 from utils.rays import FieldOutput
@@ -23,23 +25,34 @@ def fibonacci_sphere(n: int) -> Tensor:
     return torch.stack([(1 - z * z).sqrt() * phi.cos(), (1 - z * z).sqrt() * phi.sin(), z], 1).float()
 
 
-def by_autograd(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, None]:
+class SDFLike(Protocol):
+    """What the gradients below need of an SDF network."""
+
+    cfg: SDFConfig
+    encoding: Encoding
+    radius: float
+
+    def values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
+        """[S, 3] -> ([S, 1 + F] SDF and features, encoding [S, E]) without the gradient."""
+
+
+def by_autograd(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, None]:
     """(values [S, 1 + F], gradient of the first [S, 3], encoding, no Laplacian) of net._values, differentiable again."""
     again = torch.is_grad_enabled()  # else the values of each layer are freed on the way back
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        out, y = net._values(x, n_levels)
+        out, y = net.values(x, n_levels)
         (grad,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=again)
     return (out, grad, y, None) if again else (out.detach(), grad, y.detach(), None)
 
 
-TAPS = {
+TAPS: dict[int, list[list[float]]] = {
     6: [[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]],
     4: [[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]],  # corners of a tetrahedron, brought to length 1 below
 }
 
 
-def by_differences(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def by_differences(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`by_autograd` by differences over cfg.eps with cfg.taps points, and the Laplacian [S] (Li et al., Neuralangelo, 2023).
 
     A difference wider than a grid cell has a gradient in all cells it spans, which smooths; eps 0 follows the finest open level.
@@ -48,14 +61,14 @@ def by_differences(net: nn.Module, x: Tensor, n_levels: float) -> tuple[Tensor, 
     tap = torch.tensor(TAPS[net.cfg.taps], device=x.device)
     tap = tap / tap[:1].norm()
     n, k = len(x), len(tap)
-    out, y = net._values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
+    out, y = net.values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
     around = out[n:, 0].view(n, k)
     grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
     laplacian = (around.sum(1) - k * out[:n, 0]) * (6 / (k * eps**2))
     return out[:n], grad, y[:n], laplacian
 
 
-def eps_at(net: nn.Module, n_levels: float) -> float:
+def eps_at(net: "SDFLike", n_levels: float) -> float:
     """Step of the differences: cfg.eps radii, or (0) a cell of the finest open level."""
     if net.cfg.eps:
         return net.cfg.eps * net.radius
@@ -71,7 +84,7 @@ class SDFNetwork(nn.Module):
     the mean of relu(d_k . x) over the sphere is |x| / 4 (geometric initialisation after Atzmon & Lipman, SAL, 2020).
     """
 
-    def __init__(self, cfg: SDFConfig, encoding: nn.Module, radius: float):
+    def __init__(self, cfg: SDFConfig, encoding: Encoding, radius: float):
         super().__init__()
         self.cfg, self.encoding, self.radius = cfg, encoding, radius
         self.n_features = cfg.feature + encoding.width * cfg.pass_encoding  # of FieldOutput.feature
@@ -83,11 +96,11 @@ class SDFNetwork(nn.Module):
     @torch.no_grad()
     def _sphere(self, sphere_radius: float) -> None:
         hidden = self.out.in_features
-        first = self.layers[0]
+        first, *inner = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         first.weight[:, :3] = fibonacci_sphere(hidden)
         first.weight[:, 3:].normal_(0, 0.1 if isinstance(self.encoding, HashGrid) else 0.0)  # a table starts near 0: no dent; waves do not
         first.bias.zero_()
-        for layer in self.layers[1:]:
+        for layer in inner:
             nn.init.eye_(layer.weight)
             layer.weight.add_(torch.randn_like(layer.weight) * 1e-3)
             layer.bias.zero_()
@@ -95,13 +108,13 @@ class SDFNetwork(nn.Module):
         self.out.weight[1:].normal_(0, 1 / math.sqrt(hidden))
         self.out.bias.zero_()
         on_sphere = fibonacci_sphere(256).to(first.weight) * sphere_radius
-        self.out.bias[0] -= self._values(on_sphere, self.n_levels)[0][:, 0].mean()
+        self.out.bias[0] -= self.values(on_sphere, self.n_levels)[0][:, 0].mean()
 
     @property
     def n_levels(self) -> int:
         return self.encoding.n_levels
 
-    def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
+    def values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], encoding [S, L * F]) without the gradient."""
         activate, _ = ACTIVATIONS[self.cfg.activation]
         with torch.autocast(x.device.type, enabled=False):  # differences and slopes need all digits
@@ -113,7 +126,7 @@ class SDFNetwork(nn.Module):
 
     def sdf(self, x: Tensor, n_levels: float) -> Tensor:
         """Signed distance [S] alone: for occupancy and meshes."""
-        return self._values(x, n_levels)[0][:, 0]
+        return self.values(x, n_levels)[0][:, 0]
 
     def forward_torch(self, x: Tensor, n_levels: float) -> FieldOutput:
         """The specification, by autograd."""
@@ -126,7 +139,7 @@ class SDFNetwork(nn.Module):
         """x [S, 3] in the unit sphere's frame; levels from n_levels on are closed."""
         if self.cfg.normals == "finite":
             return self._output(*by_differences(self, x, n_levels), eps_at(self, n_levels))
-        if getattr(self.encoding, "backend", "") != "warp":
+        if not (isinstance(self.encoding, HashGrid) and self.encoding.backend == "warp"):
             return self.forward_torch(x, n_levels)
         from models.sdf_fused import FusedSDF
 

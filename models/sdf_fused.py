@@ -22,6 +22,7 @@ class FusedSDF(torch.autograd.Function):
         activate, _ = ACTIVATIONS[activation]
         unit = (x / (2 * radius) + 0.5).contiguous()
         y, jac = hashgrid_warp.forward(unit, table, spec, n_levels, True)
+        assert jac is not None
         (w0, b0), *inner = [(weights[i], weights[i + 1]) for i in range(0, len(weights) - 2, 2)]
         w_out, b_out = weights[-2:]
         h = torch.addmm(b0, x, w0[:, :3].T).addmm_(y.T, w0[:, 3:].T)

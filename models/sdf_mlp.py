@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from confs.model import SDFConfig
+from encoder.encoding import Encoding
 from models.network import softplus
 from models.sdf import by_autograd, by_differences, eps_at
 from utils.errors import UserError
@@ -19,7 +20,7 @@ class SDFMLP(nn.Module):
     Softplus, weight norm, and the start of Atzmon & Lipman (SAL, 2020): a sphere of `sphere_radius`.
     """
 
-    def __init__(self, cfg: SDFConfig, encoding: nn.Module, radius: float):
+    def __init__(self, cfg: SDFConfig, encoding: Encoding, radius: float):
         super().__init__()
         self.cfg, self.encoding, self.radius, self.skip = cfg, encoding, radius, cfg.skip
         hidden, layers, skip, n_features = cfg.hidden, cfg.layers, cfg.skip, cfg.feature
@@ -52,7 +53,7 @@ class SDFMLP(nn.Module):
     def n_levels(self) -> int:
         return self.encoding.n_levels
 
-    def _values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
+    def values(self, x: Tensor, n_levels: float) -> tuple[Tensor, Tensor]:
         """[S, 3] -> ([S, 1 + F], the point in radii [S, 3])."""
         z = x / self.radius
         with torch.autocast(x.device.type, enabled=False):  # a slope needs all digits
@@ -68,7 +69,7 @@ class SDFMLP(nn.Module):
 
     def sdf(self, x: Tensor, n_levels: float) -> Tensor:
         """Signed distance [S] alone."""
-        return self._values(x, n_levels)[0][:, 0]
+        return self.values(x, n_levels)[0][:, 0]
 
     def forward(self, x: Tensor, n_levels: float) -> FieldOutput:
         out, grad, z, laplacian = by_differences(self, x, n_levels) if self.cfg.normals == "finite" else by_autograd(self, x, n_levels)

@@ -21,7 +21,7 @@ from encoder.directional import IntegratedDirectional
 from encoder.frequency import Frequency, IntegratedFrequency
 from models.brdf import SplitSum, specular_f0
 from models.lights import limited_exp, photographer_plane
-from models.network import mlp
+from models.network import mlp, output_layer
 from utils.colour import clip, linear_to_srgb
 
 SMOOTHEST = 0.03  # least roughness
@@ -81,8 +81,8 @@ class SplitSumShader(nn.Module):
         if cfg.photographer:
             self.plane = IntegratedFrequency(2, 6)
             self.photographer = mlp(self.plane.width, cfg.hidden, cfg.layers, 4)
-            nn.init.constant_(self.photographer[-1].bias[3:], -3.0)  # almost transparent
-        nn.init.constant_(self.occluder[-1].bias, UNOCCLUDED)
+            nn.init.constant_(output_layer(self.photographer).bias[3:], -3.0)  # almost transparent
+        nn.init.constant_(output_layer(self.occluder).bias, UNOCCLUDED)
         if cfg.weight_norm:
             for module in list(self.modules()):
                 if isinstance(module, nn.Linear):

@@ -141,6 +141,6 @@ def ray_loader(
         sampler=StepSampler(first_step, n_rays),
         batch_size=None,
         num_workers=0,
-        collate_fn=_identity,
+        collate_fn=_identity,  # type: ignore[arg-type]
         generator=torch.Generator(),
     )

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import fields
+from typing import Any
 
 import torch
 import trimesh
@@ -161,8 +162,11 @@ class RaySystem:
                     raise UserError("CUDA is out of memory rendering 64 rays; lower model.grid.log2_size") from None
                 chunk //= 2
                 log.warning("CUDA is out of memory: rendering %d rays at once (trainer.chunk)", chunk)
-        columns = ([getattr(p, f.name) for p in parts] for f in fields(Render))
-        return Render(*(None if column[0] is None else torch.cat(column) for column in columns))
+        whole: dict[str, Any] = {}
+        for name in (f.name for f in fields(Render)):
+            column = [getattr(part, name) for part in parts]
+            whole[name] = None if column[0] is None else torch.cat(column)
+        return Render(**whole)
 
     def maps(self, rays: Rays, render: Render, progress: float = 1.0, chunk: int = 4096) -> dict[str, Tensor]:
         """The method's own pictures of a rendered view, by label: [R, 3] in [0, 1]."""

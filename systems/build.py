@@ -20,7 +20,8 @@ from confs.model import (
     VolumeConfig,
 )
 from confs.schema import BackendConfig, Config
-from encoder.get_encoding import HashGridSpec, get_encoding
+from encoder.get_encoding import Encoding, HashGridSpec, get_encoding
+from encoder.identity import WithIdentity
 from encoder.spherical import SphericalHarmonics
 from models.background import Background
 from models.estimators import OccupancyGrid
@@ -41,6 +42,7 @@ from systems.material import MaterialSystem, find_mesh
 from systems.neus import NeuSSystem
 from utils import checkpoint
 from utils.device import choose
+from utils.schedule import Spec
 
 log = logging.getLogger("neus")
 
@@ -68,12 +70,12 @@ def _spec(g: HashGridConfig | BackgroundFieldConfig, where: Context, smooth: boo
     return HashGridSpec(g.n_levels, g.n_features, g.log2_size, g.base, g.top, smooth, _half(where))
 
 
-def hash_grid(spec: HashGridSpec, where: Context) -> nn.Module:
+def hash_grid(spec: HashGridSpec, where: Context) -> Encoding:
     """A hash grid on the backend that runs here."""
     return get_encoding("hashgrid", spec=spec, backend=where.choose("hashgrid"))
 
 
-def position_encoding(m: MethodConfig, where: Context) -> tuple[nn.Module, object]:
+def position_encoding(m: MethodConfig, where: Context) -> tuple[Encoding, Spec]:
     """The encoding of positions in [0, 1]^3, and the schedule of its open levels."""
     if m.encoding.endswith("hashgrid"):
         return get_encoding(
@@ -85,9 +87,9 @@ def position_encoding(m: MethodConfig, where: Context) -> tuple[nn.Module, objec
     return get_encoding(m.encoding, **options), m.frequency.levels
 
 
-def without_identity(encoding: nn.Module) -> nn.Module:
+def without_identity(encoding: Encoding) -> Encoding:
     """For networks that receive the position itself in any case."""
-    return getattr(encoding, "inner", encoding)
+    return encoding.inner if isinstance(encoding, WithIdentity) else encoding
 
 
 def proposal_network(m: VolumeConfig, where: Context, bounded: bool) -> DensityNetwork:
@@ -117,12 +119,12 @@ def sampler_of(m: VolumeConfig, where: Context) -> Sampler:
     if m.sampler == "hierarchical":
         return HierarchicalSampler(s)
     if m.sampler == "proposal":
-        densities = nn.ModuleList(proposal_network(m, where, bounded=True) for _ in s.n_proposal)
+        densities = [proposal_network(m, where, bounded=True) for _ in s.n_proposal]
         return ProposalSampler(densities, list(s.n_proposal), s.n_samples)
     return OccupancyGrid(m.occupancy, m.radius, where.choose("march"))
 
 
-def sdf_network(m: SurfaceConfig, encoding: nn.Module) -> SDFNetwork | SDFMLP:
+def sdf_network(m: SurfaceConfig, encoding: Encoding) -> SDFNetwork | SDFMLP:
     """The SDF network that `model.sdf.network` names."""
     return (SDFMLP if m.sdf.network == "neus" else SDFNetwork)(m.sdf, without_identity(encoding), m.radius)
 

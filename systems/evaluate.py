@@ -2,6 +2,9 @@
 
 import json
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -85,12 +88,12 @@ def scale_cameras(cameras: Cameras, scale: float) -> Cameras:
     return Cameras(K, cameras.c2w, h, w)
 
 
-def write_video(path, frames: list[np.ndarray], fps: int = 24):
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 24) -> Path:
     """Write frames [H, W, 3] uint8 as mp4, or as gif when there is no encoder; returns the path written."""
-    frames = [f[: f.shape[0] // 2 * 2, : f.shape[1] // 2 * 2] for f in frames]
+    even: Any = [f[: f.shape[0] // 2 * 2, : f.shape[1] // 2 * 2] for f in frames]
     part = path.with_name(path.stem + ".part.mp4")
     try:
-        imageio.mimwrite(part, frames, fps=fps, quality=8, macro_block_size=2)
+        imageio.mimwrite(part, even, fps=fps, quality=8, macro_block_size=2)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -98,5 +101,5 @@ def write_video(path, frames: list[np.ndarray], fps: int = 24):
             raise UserError(f"{path} cannot be written ({error.strerror})") from None
         path = path.with_suffix(".gif")
         log.warning("no mp4 encoder (%s): writing a gif", error)
-        imageio.mimwrite(path, frames, duration=1000 / fps, loop=0)
+        imageio.mimwrite(path, even, duration=1000 / fps, loop=0)
     return path

@@ -45,7 +45,7 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     if e.colour:
         x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
         rgb = (system.colours(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        mesh.visual.vertex_colors = np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1)
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1))
     mesh = transform(mesh, scene.to_world.numpy())
     paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
     for path in paths:

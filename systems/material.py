@@ -1,6 +1,7 @@
 """The system of NeRO's second stage: the material of a fixed mesh and its light (Liu et al., SIGGRAPH 2023)."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from confs.schema import Config
+from models.lights import TextureLight
 from models.material import Counts, MaterialModel
 from systems import losses
 from systems.base import RaySystem
@@ -24,7 +26,7 @@ from utils.schedule import ramp
 log = logging.getLogger("neus")
 INSIDE = 0.9  # mask value above which a pixel shows the object alone
 ROUND = 0.02  # eps of the Charbonnier loss: the noise of an estimate lies in its quadratic part, where crossed estimates are unbiased
-COLOUR_TERMS = {
+COLOUR_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rgb": losses.rgb_l1,
     "rgb_mse": losses.rgb_mse,
     "rgb_smooth_l1": losses.rgb_smooth_l1,
@@ -88,13 +90,14 @@ class MaterialSystem(RaySystem):
         shift, noise = torch.rand(2, n, 6, device=self.device), torch.randn(n, 3, device=self.device)
         if n == 0:
             self.stats = {"psnr": 0.0, "rays": len(batch.rays), "samples": 1, "points": 0}
-            return {"none": sum(p.sum() for p in model.parameters()) * 0}
+            return {"none": torch.stack([p.sum() for p in model.parameters()]).sum() * 0}
         material = model.material_at(surface.points, progress)
         half = Counts(max(1, o.n_diffuse // 2), max(1, o.n_specular // 2), o.n_light // 2)
         shaded = [model.reflected(surface, material, half, part, rays.origins[surface.ray]) for part in shift]
-        both = [linear_to_srgb(part.colour) for part in shaded]
-        both = [torch.where(truth >= 0.996, rgb.clamp(max=1), rgb) for rgb in both]  # an overexposed pixel is a lower bound
-        terms = {name: w * losses.crossed(COLOUR_TERMS[name], *both, truth) for name, w in self._colour_weights(progress).items()}
+        first, second = (linear_to_srgb(part.colour) for part in shaded)
+        overexposed = truth >= 0.996  # a lower bound
+        first, second = (torch.where(overexposed, rgb.clamp(max=1), rgb) for rgb in (first, second))
+        terms = {name: w * losses.crossed(COLOUR_TERMS[name], first, second, truth) for name, w in self._colour_weights(progress).items()}
         if weight := self.smooth(progress):
             size = o.jitter * (o.jitter_far / o.jitter) ** torch.rand(n, 1, device=self.device)
             near = model.material_at(surface.points + size * noise, progress)
@@ -104,10 +107,10 @@ class MaterialSystem(RaySystem):
         if o.neutral:
             light = (shaded[0].diffuse_light + shaded[1].diffuse_light) / 2
             terms["neutral"] = o.neutral * (light - light.mean(-1, keepdim=True)).abs().mean()
-        if o.light_smooth and o.light == "texture":
+        if o.light_smooth and isinstance(model.outer, TextureLight):
             terms["light_smooth"] = o.light_smooth * model.outer.roughness()
         with torch.no_grad():
-            mse = ((sum(both) / 2 - truth) ** 2).mean().clamp(min=1e-10)
+            mse = (((first + second) / 2 - truth) ** 2).mean().clamp(min=1e-10)
             self.stats = {
                 "psnr": float(-10 * torch.log10(mse)),
                 "rays": len(batch.rays),

@@ -30,7 +30,7 @@ class AdamW(torch.optim.AdamW):
         self.backend = backend
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # type: ignore[override]
         tables = [(p, group) for group in self.param_groups if group["lazy"] for p in group["params"] if p.grad is not None]
         grads = [p.grad for p, _ in tables]
         for p, group in tables:
@@ -48,16 +48,18 @@ class AdamW(torch.optim.AdamW):
         if not state:
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         state["step"] += 1
-        update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], *group["betas"], group["eps"], int(state["step"]))
+        assert p.grad is not None
+        b1, b2 = group["betas"]
+        update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], b1, b2, group["eps"], int(state["step"]))
 
 
 def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> Optimizer:
     """On CUDA torch's fused AdamW (bandwidth is no matter there); on the CPU ours."""
     if device.type == "cuda":
         return torch.optim.AdamW(
-            [{k: v for k, v in g.items() if k != "lazy"} for g in groups], betas=tuple(cfg.betas), eps=cfg.eps, fused=True
+            [{k: v for k, v in g.items() if k != "lazy"} for g in groups], betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True
         )
-    return AdamW(groups, tuple(cfg.betas), cfg.eps, backend)
+    return AdamW(groups, (cfg.betas[0], cfg.betas[1]), cfg.eps, backend)
 
 
 def rate(cfg: OptimConfig, progress: float) -> float:
@@ -91,7 +93,8 @@ class Average:
 
     def __init__(self, model: torch.nn.Module, begin: float):
         self.model, self.begin = model, begin
-        self.n, self.mean = 0, []
+        self.n = 0
+        self.mean: list[Tensor] = []
 
     @torch.no_grad()
     def after_step(self, step: int, progress: float) -> None:

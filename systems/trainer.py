@@ -65,17 +65,17 @@ class Trainer:
                 self.system.before_step(self.clock.step, self.progress)
                 batch = next(self.batches)
                 terms = self._attempt(batch)
-                self.scheduler.step(self.progress)
                 self.clock.step += 1
-                self.average.after_step(self.clock.step, self.progress)
                 self.clock.seconds += time.perf_counter() - began
+                self.scheduler.step(self.progress)
+                self.average.after_step(self.clock.step, self.progress)
                 self._after_step(terms, len(batch.rays), time.perf_counter() - began)
         if not self.stop_signal:
             self.average.take()
         self.save()
         return not self.stop_signal
 
-    def _attempt(self, batch: RayBatch) -> dict[str, float]:
+    def _attempt(self, batch: RayBatch) -> dict[str, torch.Tensor]:
         """Forward, backward and update; a non-finite step changes nothing and is counted, CUDA out of memory halves the rays."""
         try:
             self.optimizer.zero_grad(set_to_none=True)

@@ -32,7 +32,7 @@ def view_images(render: Render, c2w: Tensor, h: int, w: int) -> tuple[Tensor, Te
     depth = depth_to_rgb(render.depth.view(h, w).cpu(), render.opacity.view(h, w).cpu())
     in_camera = render.normal.cpu() @ c2w[:, :3].cpu()
     normal = normal_to_rgb(in_camera.view(h, w, 3), render.opacity.view(h, w).cpu())
-    return rgb, depth, normal
+    return rgb, torch.from_numpy(depth), torch.from_numpy(normal)
 
 
 def layers(render: Render, h: int, w: int) -> list[Tensor]:

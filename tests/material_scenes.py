@@ -7,14 +7,14 @@ import torch
 import trimesh
 from torch import nn
 
-from models.environment import EnvironmentMap, map_directions
-from models.material import Material, MaterialModel
-from systems.embedded import picture
-from tests.scenes import AXES, ring_cameras
 from confs.load import load_config
+from encoder.identity import Identity
+from models.lights import EnvironmentMap, map_directions
+from models.material import MaterialModel, MaterialValues
+from systems.embedded import render_relit
+from tests.scenes import AXES, ring_cameras
 from utils.image import write_png
 from utils.rays import Cameras
-from utils.schedule import ramp
 
 RADIUS = 0.6
 
@@ -22,12 +22,12 @@ RADIUS = 0.6
 class TrueField(nn.Module):
     """Metal where x > 0, paint elsewhere."""
 
-    encoding = None
+    encoding = Identity()
 
-    def forward(self, points, levels=None) -> Material:
+    def forward(self, points, levels=None) -> MaterialValues:
         metal = (points[:, 0] > 0).float()
         albedo = metal[:, None] * torch.tensor([0.9, 0.6, 0.4]) + (1 - metal[:, None]) * torch.tensor([0.1, 0.3, 0.7])
-        return Material(albedo, 0.5 - 0.3 * metal, metal)
+        return MaterialValues(albedo, 0.5 - 0.3 * metal, metal)
 
 
 def lamps(rows: int = 32, seed: int = 0) -> torch.Tensor:
@@ -39,11 +39,10 @@ def lamps(rows: int = 32, seed: int = 0) -> torch.Tensor:
 
 
 def true_model(mesh: trimesh.Trimesh) -> MaterialModel:
-    options = load_config(overrides=["model.name=material"]).model.material
+    cfg = load_config(overrides=["model.name=material"]).model
     arrays = torch.tensor(mesh.vertices), torch.tensor(mesh.faces)
-    model = MaterialModel(TrueField(), nn.Identity(), None, None, arrays, ramp(1.0), options)
-    model.open_levels = lambda progress: 1.0
-    model.place(torch.eye(4, dtype=torch.float64))
+    model = MaterialModel(cfg, TrueField(), nn.Identity(), None, None, arrays, 1.0)
+    model.set_frame(torch.eye(4, dtype=torch.float64))
     return model
 
 
@@ -59,7 +58,7 @@ def write_material_scene(folder, n_views: int = 16, size: int = 40) -> Path:
     cameras = Cameras(torch.tensor(K).float().expand(n_views, 3, 3), torch.tensor(poses).float(), size, size)
     mats = {}
     for i, c2w in enumerate(poses):
-        rgba = picture(model, light, cameras, i, 128, True)
+        rgba = render_relit(model, light, cameras, i, 128, True)
         write_png(folder / f"image/{i:06d}.png", rgba[..., :3] * rgba[..., 3:])
         write_png(folder / f"mask/{i:03d}.png", rgba[..., 3])
         world_mat = np.eye(4)

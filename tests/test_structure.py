@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ALLOWED = {
-    "confs": {"utils"}, "utils": {"confs"}, "encoder": {"utils"}, "process_data": {"utils", "confs"},
+    "confs": {"utils"}, "utils": set(), "encoder": {"utils"}, "process_data": {"utils", "confs"},
     "models": {"encoder", "utils", "confs"}, "systems": {"models", "process_data", "encoder", "utils", "confs"},
 }  # fmt: skip
 

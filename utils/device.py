@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -30,8 +31,9 @@ def warp_available() -> str:
     if importlib.util.find_spec("warp") is None:
         return "the package warp-lang is not installed"
     try:
-        import warp as wp
+        import warp
 
+        wp: Any = warp
         wp.config.quiet = True
         wp.config.log_level = getattr(wp, "LOG_WARNING", 30)
         wp.init()
@@ -83,7 +85,7 @@ def choose(operation: str, wanted: str, device: torch.device) -> str:
             raise UserError(f"backend.{operation}={wanted}, but {reason}; install {PACKAGES[wanted]}, or set backend.{operation}=torch")
         _say(operation, wanted, "forced by the config")
         return wanted
-    reasons = []
+    reasons: list[str] = []
     for backend in BACKENDS[operation]:
         reason = missing(backend, device)
         if not reason:

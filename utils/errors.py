@@ -1,5 +1,7 @@
 """The one exception a user sees as a sentence instead of a traceback."""
 
+import difflib
+
 
 class UserError(Exception):
     """Something the user can mend: says what, got, expected, next step. `run.py` prints it and exits with 2."""
@@ -10,3 +12,12 @@ def raise_all(problems: list[str], heading: str = "") -> None:
     if problems:
         shown = problems if len(problems) <= 12 else [*problems[:12], f"... and {len(problems) - 12} more"]
         raise UserError(heading + "; ".join(shown))
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """ "; did you mean 'x'?" for the nearest known word, by its last part too, or nothing."""
+    last = {k.rsplit(".", 1)[-1]: k for k in known}
+    near = difflib.get_close_matches(word, known, 1, 0.6) or [
+        last[m] for m in difflib.get_close_matches(word.rsplit(".", 1)[-1], last, 1, 0.6)
+    ]
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -27,6 +27,7 @@ def _check(owner: object, **shapes: tuple) -> None:
             raise ValueError(f"{type(owner).__name__}.{name}: expected shape {list(want)} with {sizes}, got {list(got)}")
 
 
+@dataclass(frozen=True)
 class _Movable:
     def to(self, device: torch.device | str) -> Self:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
@@ -70,8 +71,8 @@ class RayBatch(_Movable):
         _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3))
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        parts = (None if t is None else t.to(device) for t in (self.rgb, self.mask, self.view, self.points))
-        return RayBatch(self.rays.to(device), *parts)
+        mask, points = (None if t is None else t.to(device) for t in (self.mask, self.points))
+        return RayBatch(self.rays.to(device), self.rgb.to(device), mask, self.view.to(device), points)
 
 
 @dataclass(frozen=True)

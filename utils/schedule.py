@@ -37,7 +37,8 @@ def ramp(spec: Spec, log: bool = False) -> Ramp:
     if isinstance(spec, (int, float)) and not isinstance(spec, bool):
         return Ramp(float(spec), float(spec), log=log)
     if isinstance(spec, (list, tuple)) and 2 <= len(spec) <= 4 and all(isinstance(v, (int, float)) for v in spec):
-        value = Ramp(*map(float, spec), log=log)
+        start, end, begin, until = (*map(float, spec), *(0.0, 1.0)[len(spec) - 2 :])
+        value = Ramp(start, end, begin, until, log)
         if not 0 <= value.begin < value.until <= 1:
             raise ValueError(f"a schedule runs between progress 0 and 1, begin before end; got {list(spec)}")
         if log and (value.start <= 0 or value.end <= 0):

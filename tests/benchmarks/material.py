@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from confs.load import load_config
 from process_data.poses import move, read_poses
 from process_data.rays import view_rays
 from systems.build import restore_system
 from tests.benchmarks.report import report
 from utils import checkpoint
 from utils.colour import linear_to_srgb, srgb_to_linear
-from confs.load import load_config
 from utils.image import read_raster, sheet, write_png
 
 
@@ -37,14 +37,14 @@ def predict(run: Path, scene: Path) -> list[dict]:
     state = checkpoint.load_checkpoint(path)
     cfg = load_config(saved=state["config"])
     model = restore_system(cfg, torch.device("cpu"), state, path).model
-    model.place()
+    model.set_frame()
     cameras, names = read_poses(scene / "transforms_relight.json", (400, 400))
     cameras = move(cameras, torch.linalg.inv(model.to_world))
     cameras = type(cameras)(cameras.K, cameras.c2w.float(), cameras.height, cameras.width)
     found = []
     for i, name in enumerate(names):
         rays = view_rays(cameras, i, 1.0)
-        hits, surface = model.meet(rays.origins, rays.dirs)
+        hits, surface = model.first_hits(rays.origins, rays.dirs)
         values = torch.zeros(len(rays), 5)
         values[surface.ray] = torch.cat([model.material_at(part).stack() for part in surface.points.split(65536)])
         values = values.view(cameras.height, cameras.width, 5)

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
+from confs.load import load_config
 from process_data.demo import make_demo
 from process_data.load import load_scene
 from systems.build import build_system
 from systems.trainer import Trainer
-from confs.load import load_config
 from utils.device import pick_device, setup_threads
 from utils.log import RunFolder
 
@@ -83,7 +83,7 @@ def work(model, samples: float, field_points: float) -> tuple[float, float]:
     back = sum(p.numel() for layer in model.sdf.layers for p in [layer.weight])  # the gradient chain
     colour = sum(p.numel() for p in model.radiance.net.parameters() if p.dim() == 2)
     flops = 6 * (field_points * (sdf + back) + samples * colour)
-    spec = model.sdf.grid.spec
+    spec = model.sdf.encoding.spec
     corner = 8 * spec.n_levels * spec.n_features * 4
     hidden = model.sdf.out.in_features
     activations = 4 * (spec.width * 8 + hidden * 10) * field_points + 4 * (64 * 8 + 60) * samples
@@ -106,7 +106,7 @@ def measure(scene_dir: Path, device: torch.device, steps: int, preset: list[str]
         for _ in range(max(150, steps)):  # until the ray count and the occupancy have settled
             step()
         watch.wrap(trainer.system, "before_step", "occupancy refresh")
-        watch.wrap(model.occupancy, "sampling", "marching")
+        watch.wrap(model.sampler, "sample", "marching")
         watch.wrap(model.sdf, "forward", "field (grid + SDF + normals)")
         watch.wrap(model.radiance, "forward", "colour network")
         watch.wrap(torch.Tensor, "backward", "backward")

@@ -40,7 +40,7 @@ def test_anneal_softens_the_cosine():
 
 def test_variance_and_cap():
     assert Variance(0.3)().item() == pytest.approx(20.0855, rel=1e-4)
-    assert Variance(2.0, 5000)().item() == 5000
+    assert Variance(2.0)(5000).item() == 5000
 
 
 def test_cell_alpha_vanishes_on_both_sides():

@@ -2,11 +2,12 @@
 
 import torch
 
+from confs.model import OccupancyConfig
 from models.estimators import OccupancyGrid, dilate
 
 
 def grid(resolution=16):
-    return OccupancyGrid(1.0, resolution, 0.02, 0.5, 16)
+    return OccupancyGrid(OccupancyConfig(resolution=resolution), 1.0)
 
 
 def centres(n):
@@ -18,33 +19,33 @@ def test_nothing_outside_the_sphere():
     g = grid()
     outside = centres(16).norm(dim=-1) > 1 + 3**0.5 / 16
     assert not g.binaries[0][outside].any() and g.binaries[0][~outside].all()
-    g.before_step(0, lambda x: torch.ones(len(x)))
+    g.refresh(0, lambda x: torch.ones(len(x)))
     assert not g.binaries[0][outside].any()
 
 
 def test_a_shell_is_found_kept_and_left_when_it_moves():
     g = grid(32)
     shell = lambda r: lambda x: torch.sigmoid(-(((x.norm(dim=1) - r).abs() - 0.06).clamp(min=0)) * 400) * 2  # noqa: E731
-    g.before_step(0, shell(0.5))
+    g.refresh(0, shell(0.5))
     r = centres(32).norm(dim=-1)
     assert g.binaries[0][(r - 0.5).abs() < 0.02].all() and not g.binaries[0][(r - 0.5).abs() > 0.2].any()
     for step in range(16, 16 * 60, 16):
-        g.before_step(step, shell(0.7))
+        g.refresh(step, shell(0.7))
     assert g.binaries[0][(r - 0.7).abs() < 0.02].float().mean() > 0.99
     assert not g.binaries[0][(r - 0.5).abs() < 0.02].any()
 
 
 def test_refresh_only_every_so_many_steps_and_each_cell_once():
-    g, asked = grid(), []
+    g, evaluated = grid(), []
 
-    def look(x):
-        asked.append(x)
+    def value(x):
+        evaluated.append(x)
         return torch.zeros(len(x))
 
     for step in range(33):
-        g.before_step(step, look)
-    assert len(asked) == 3
-    cells = ((asked[-1] + 1) * 8).long()
+        g.refresh(step, value)
+    assert len(evaluated) == 3
+    cells = ((evaluated[-1] + 1) * 8).long()
     assert len(torch.unique(cells, dim=0)) == len(cells)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from models import ggx_sampling as ggx
-from models.material import Material, reflect
+from models.material import MaterialValues, reflect
 from utils.colour import linear_to_srgb, srgb_to_linear
 
 
@@ -82,7 +82,7 @@ def test_energy_under_uniform_light(cosine, roughness):
     assert base + edge == pytest.approx(x + y, rel=0.02)  # F0 = 1
     for metallic in (0.0, 0.5, 1.0):
         albedo = torch.tensor([[0.8, 0.4, 0.2]])
-        material = Material(albedo, torch.tensor([roughness]), torch.tensor([metallic]))
+        material = MaterialValues(albedo, torch.tensor([roughness]), torch.tensor([metallic]))
         monte_carlo = reflect(material, torch.tensor([diffuse, base, edge])[None, :, None].expand(1, 3, 3))
         straight = 0.04 * (1 - metallic) + metallic * albedo
         split_sum = (1 - metallic) * albedo + straight * x + y

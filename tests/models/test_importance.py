@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from confs.model import SamplingConfig
 from models.importance import HierarchicalSampler, crossing_weights, pack_dense
 from utils.rays import Rays
 
@@ -19,7 +20,7 @@ def rays():
 
 @pytest.mark.parametrize("jitter", [None, torch.tensor([0.1, 0.9, 0.5])])
 def test_samples_gather_at_the_surface(jitter):
-    samples = HierarchicalSampler(32, 64, 4).sampling(rays(), 0.1, jitter, sphere)
+    samples, _ = HierarchicalSampler(SamplingConfig(n_samples=32, n_importance=64, rounds=4)).sample(rays(), 0.1, jitter, sphere)
     assert samples.offsets.tolist() == [0, 96, 192, 192]
     assert (samples.t_ends >= samples.t_starts).all()
     hit = 3 - 0.5
@@ -38,6 +39,6 @@ def test_weights_find_a_plane():
 
 def test_rays_that_all_miss():
     r = rays()
-    samples = HierarchicalSampler(8, 8, 2).sampling(r[[2]], 0.1, None, sphere)
+    samples, _ = HierarchicalSampler(SamplingConfig(n_samples=8, n_importance=8, rounds=2)).sample(r[[2]], 0.1, None, sphere)
     assert len(samples) == 0 and samples.n_rays == 1
     assert len(pack_dense(torch.zeros(0, 9), torch.zeros(0, dtype=torch.long), 4)) == 0

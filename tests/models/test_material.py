@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.environment import EnvironmentMap, map_directions
-from models.material import Counts, Surface, draw
+from models.lights import EnvironmentMap, map_directions
+from models.material import Counts, Surface, sample_directions
 
 
 def lamp(rows: int = 32) -> EnvironmentMap:
@@ -28,7 +28,7 @@ def sums(counts: Counts, room: EnvironmentMap, guided: bool, n: int = 400, times
     generator = torch.Generator().manual_seed(1)
     found = []
     for _ in range(times):
-        drawn = draw(points, alpha, counts, torch.rand(n, 6, generator=generator), room if guided else None)
+        drawn = sample_directions(points, alpha, counts, torch.rand(n, 6, generator=generator), room if guided else None)
         radiance = room.radiance(drawn.dirs.reshape(-1, 3)).view_as(drawn.dirs)
         found.append((drawn.weights @ radiance)[..., 0])
     return torch.stack(found)
@@ -45,7 +45,7 @@ def test_light_drawn_where_it_is_bright_is_the_same_light_with_less_noise():
 
 
 def test_what_points_into_the_surface_counts_for_nothing():
-    drawn = draw(surface(50), torch.full((50,), 0.5), Counts(8, 8, 8), torch.rand(50, 6), lamp())
+    drawn = sample_directions(surface(50), torch.full((50,), 0.5), Counts(8, 8, 8), torch.rand(50, 6), lamp())
     n = drawn.dirs.shape[1]
     below = torch.ones(50 * n, dtype=torch.bool)
     below[drawn.above] = False
@@ -54,5 +54,5 @@ def test_what_points_into_the_surface_counts_for_nothing():
 
 
 def test_without_a_map_the_cosine_draws_what_the_light_would():
-    drawn = draw(surface(50), torch.full((50,), 0.5), Counts(8, 4, 8), torch.rand(50, 6), None)
+    drawn = sample_directions(surface(50), torch.full((50,), 0.5), Counts(8, 4, 8), torch.rand(50, 6), None)
     assert drawn.dirs.shape == (50, 20, 3)

@@ -1,13 +1,15 @@
 """Options of the methods by what they do: finite differences, caps, gradient scaling, colours without a view."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from models.density import Variance, neus_alpha
+from confs.model import SDFConfig
+from models.density import neus_alpha
 from models.march import march
 from models.network import scale_gradient, trunc_exp
 from models.neus import NeuS
@@ -29,13 +31,14 @@ def test_a_colour_without_view_does_not_depend_on_it(tiny_scene, tmp_path):
 class Quadric(torch.nn.Module):
     """f(x) = x^T diag(a) x + b . x with known gradient and Laplacian."""
 
-    radius, eps = 1.0, 0.01
+    radius = 1.0
 
     def __init__(self, taps):
         super().__init__()
-        self.taps, self.a, self.b = taps, torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.1, -0.7])
+        self.cfg = SDFConfig(eps=0.01, taps=taps)
+        self.a, self.b = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.1, -0.7])
 
-    def _values(self, x, n_levels):
+    def values(self, x, n_levels):
         return ((x * x) @ self.a + x @ self.b)[:, None], x
 
 
@@ -61,19 +64,18 @@ def test_differences_follow_the_open_levels_and_agree_with_the_slope(tiny_scene,
     assert steps == sorted(steps, reverse=True) and steps[3] == pytest.approx(2 / 32)
     x = (torch.rand(50, 3) - 0.5) * 1.2
     finite = sdf(x, 4)
-    sdf.normals = "analytic"
+    sdf.cfg = replace(sdf.cfg, normals="analytic")
     analytic = sdf(x, 4)
     assert (F.normalize(finite.grad, dim=1) * F.normalize(analytic.grad, dim=1)).sum(1).min() > 0.95
     assert finite.laplacian.shape == (50,) and analytic.laplacian is None
 
 
-def test_the_cap_on_the_sharpness_follows_its_schedule():
-    variance = Variance(1.0, [20.0, 2000.0, 0.0, 1.0])
-    assert variance().item() == pytest.approx(2000)  # at the end, and before any step
-    variance.before_step(0.0)
-    assert variance().item() == pytest.approx(20)
-    variance.before_step(0.5)
-    assert variance().item() == pytest.approx(200)
+def test_the_bound_on_the_sharpness_follows_its_schedule(tiny_scene, tmp_path):
+    cfg = tiny("dtu-wmask", tiny_scene, tmp_path, "model.variance.init=1.0", "model.variance.max_inv_s=[20,2000,0,1]")
+    model = build_system(cfg, torch.device("cpu")).model
+    for progress, want in ((0.0, 20), (0.5, 200), (1.0, 2000)):
+        context = model.context(progress)
+        assert model.variance(context.max_inv_s).item() == pytest.approx(want) == model.stats(context)["inv_s"]
 
 
 def test_gradients_near_the_camera_are_scaled():
@@ -91,7 +93,7 @@ def test_the_truncated_exponential_stays_finite():
     assert torch.isfinite(y).all() and torch.allclose(x.grad, torch.tensor([0.0, 1.0, math.exp(15), math.exp(15)]))
 
 
-def test_intervals_that_cross_are_looked_at_on_the_surface():
+def test_intervals_that_cross_are_evaluated_on_the_surface():
     """A sphere seen through long intervals, some of them missing: crossings are found to second order, the rest stays."""
     origins = torch.tensor([[0.0, 0, -2], [0.2, 0.1, -2], [0.0, 0.9, -2]])
     rays = Rays(origins, torch.tensor([[0.0, 0, 1]]).repeat(3, 1), torch.full((3,), 1.0), torch.full((3,), 3.0))
@@ -99,7 +101,7 @@ def test_intervals_that_cross_are_looked_at_on_the_surface():
     gap[0, :, :, 5] = False  # leaves two runs on each ray
     samples = march(rays, gap, 1.0, 0.09, torch.tensor([0.45, 0.25, 0.0]))
     stub = SimpleNamespace(sdf=SimpleNamespace(sdf=lambda x, _: x.norm(dim=1) - 0.5))
-    found = NeuS.onto_surface(stub, rays, samples, 1.0)
+    found = NeuS.to_crossings(stub, rays, samples, 1.0)
 
     def sdf(t):
         return (rays.origins[samples.ray_indices] + rays.dirs[samples.ray_indices] * t[:, None]).norm(dim=1) - 0.5
@@ -111,7 +113,7 @@ def test_intervals_that_cross_are_looked_at_on_the_surface():
 
 @pytest.mark.parametrize("inv_s", [100.0, 1000.0])
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.7, 1.0])
-def test_where_in_an_interval_a_plane_is_looked_at_does_not_matter(inv_s, shift):
+def test_where_in_an_interval_a_plane_is_evaluated_does_not_matter(inv_s, shift):
     start, dt = torch.arange(0.0, 1.0, 0.05), torch.full((20,), 0.05)
     alphas = []
     for within in (None, shift * dt):
@@ -126,11 +128,11 @@ def test_a_run_with_refined_intervals_trains_and_renders(tiny_scene, tmp_path):
     )
     assert t.train() and t.skipped == 0
     model, rays = t.system.model, next(t.batches).rays
-    for refine, inv_s, progress, looked in ((0.2, 1e4, 0.2, True), (0.2, 1e4, 0.1, False), (0.2, 3.0, 0.9, False), (1.0, 1e4, 1.0, False)):
+    for refine, inv_s, progress, moved in ((0.2, 1e4, 0.2, True), (0.2, 1e4, 0.1, False), (0.2, 3.0, 0.9, False), (1.0, 1e4, 1.0, False)):
         model.refine = refine
         with torch.no_grad():
             model.variance.v.fill_(math.log(inv_s) / 10)
-        assert (model.render(rays, progress, torch.zeros(3)).samples.at is not None) == looked
+        assert (model.render(rays, model.context(progress, training=True)).samples.at is not None) == moved
 
 
 def test_weights_are_unbiased_at_a_planar_crossing():
@@ -148,7 +150,7 @@ def test_the_sum_is_foreground_and_background(tiny_scene, tmp_path):
     t.train()
     batch = next(t.batches)
     rays = Rays(*(getattr(batch.rays, f) for f in ("origins", "dirs", "near", "far")))
-    everywhere = t.system.render_view(rays, torch.zeros(3), everywhere=True)
+    everywhere = t.system.render_view(rays, torch.zeros(3), full_background=True)
     cheap = t.system.render_view(rays, torch.zeros(3))
-    assert torch.allclose(everywhere.rgb, everywhere.foreground + (1 - everywhere.opacity)[:, None] * everywhere.behind, atol=1e-6)
+    assert torch.allclose(everywhere.rgb, everywhere.foreground + (1 - everywhere.opacity)[:, None] * everywhere.background, atol=1e-6)
     assert (everywhere.rgb - cheap.rgb).abs().max() < 2e-3 and everywhere.foreground.min() > -1e-6

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from confs.model import BackgroundFieldConfig
 from encoder.hashgrid import HashGrid, HashGridSpec
 from models.background import Background
 from models.field import DensityNetwork, contract
+from models.method import RenderContext
 from models.proposal import PropNetEstimator, dense_weights, importance, interlevel, outer_sum, to_distance
 from models.radiance import RadianceNetwork
 from utils.rays import Rays
-from utils.schedule import ramp
 
 
 def edges(n, rays=2):
@@ -94,8 +95,13 @@ def test_contraction():
 
 def background():
     spec = HashGridSpec(4, 2, 10, 4, 32)
-    nets = [DensityNetwork(HashGrid(spec, init=0.1), 1.0, 16, 1, f, bounded=False) for f in (0, 7)]
-    return Background(*nets, RadianceNetwork(7, 16, 1, None, see_normal=False), 16, 8, 1e3, ramp([1, 4, 0.2, 0.6]))
+    nets = [DensityNetwork(HashGrid(spec, init=0.1), 1.0, hidden=16, layers=1, n_features=f, bounded=False) for f in (0, 7)]
+    cfg = BackgroundFieldConfig(n_proposal=16, n_samples=8, far=1e3, levels=[1, 4, 0.2, 0.6])
+    return Background(cfg, *nets, RadianceNetwork(7, None, hidden=16, layers=1, use_normal=False))
+
+
+def at(progress, stratified=False, full_background=False):
+    return RenderContext(progress, stratified, 1.0, 0.01, 1e4, torch.zeros(3), full_background=full_background)
 
 
 def rays(n=20):
@@ -106,14 +112,14 @@ def rays(n=20):
 def test_the_background_begins_behind_the_sphere_and_is_seen_where_something_is_left():
     net, r = background(), rays()
     opacity = torch.linspace(0, 1, 20)
-    out = net(r, opacity, 1.0)
-    assert torch.equal(out.seen, torch.nonzero(opacity < 0.999)[:, 0]) and (out.rgb[19] == 0).all()
-    assert torch.allclose(out.proposed.t[:, 0], torch.tensor(4.0)) and torch.allclose(out.proposed.t[:, -1], torch.tensor(1000.0))
-    assert len(net(r, opacity, 1.0, everywhere=True).seen) == 20
+    out = net(r, opacity, at(1.0))
+    assert torch.equal(out.rays, torch.nonzero(opacity < 0.999)[:, 0]) and (out.rgb[19] == 0).all()
+    assert torch.allclose(out.proposals.t[:, 0], torch.tensor(4.0)) and torch.allclose(out.proposals.t[:, -1], torch.tensor(1000.0))
+    assert len(net(r, opacity, at(1.0, full_background=True)).rays) == 20
     missed = Rays(r.origins, r.dirs, torch.ones(20), torch.zeros(20))
-    assert torch.allclose(net(missed, opacity, 1.0).proposed.t[:, 0], torch.tensor(0.8 * 3))
+    assert torch.allclose(net(missed, opacity, at(1.0)).proposals.t[:, 0], torch.tensor(0.8 * 3))
     away = Rays(r.origins, -r.dirs, torch.ones(20), torch.zeros(20))
-    assert torch.allclose(net(away, opacity, 1.0).proposed.t[:, 0], torch.tensor(1.0))
+    assert torch.allclose(net(away, opacity, at(1.0)).proposals.t[:, 0], torch.tensor(1.0))
 
 
 def test_background_colours_are_colours_and_every_part_learns():
@@ -122,19 +128,19 @@ def test_background_colours_are_colours_and_every_part_learns():
         with torch.no_grad():
             for p in net.parameters():
                 p.copy_(torch.randn_like(p) * scale)
-        out = net(rays(), torch.zeros(20), 1.0, stratified=True)
+        out = net(rays(), torch.zeros(20), at(1.0, stratified=True))
         assert torch.isfinite(out.rgb).all() and out.rgb.min() >= 0 and out.rgb.max() <= 1 + 1e-5
     net = background()
-    out = net(rays(), torch.zeros(20), 1.0, stratified=True)
-    (out.rgb.square().sum() + PropNetEstimator.compute_loss(out.proposed, out.weights)).backward()
+    out = net(rays(), torch.zeros(20), at(1.0, stratified=True))
+    (out.rgb.square().sum() + PropNetEstimator.compute_loss(out.proposals, out.weights)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
     assert sum(float(p.grad.abs().sum()) > 0 for p in net.proposal.parameters()) > 0
 
 
 def test_nothing_seen_is_no_error():
-    out = background()(rays(), torch.ones(20), 1.0, stratified=True)
-    assert (out.rgb == 0).all() and len(out.seen) == 0
-    assert torch.isfinite(PropNetEstimator.compute_loss(out.proposed, out.weights))
+    out = background()(rays(), torch.ones(20), at(1.0, stratified=True))
+    assert (out.rgb == 0).all() and len(out.rays) == 0
+    assert torch.isfinite(PropNetEstimator.compute_loss(out.proposals, out.weights))
 
 
 def test_a_picture_looks_at_more_places_than_a_training_step(monkeypatch):
@@ -144,12 +150,12 @@ def test_a_picture_looks_at_more_places_than_a_training_step(monkeypatch):
     torch.manual_seed(0)
     net, r = background(), rays(400)
     with torch.no_grad():
-        net.field.grid.table.mul_(30)
-        assert net(r, torch.zeros(400), 1.0, stratified=True).weights.shape == (400, 8)
+        net.field.encoding.table.mul_(30)
+        assert net(r, torch.zeros(400), at(1.0, stratified=True)).weights.shape == (400, 8)
         found = {}
         for finer in (1, module.FINER, 32):
             monkeypatch.setattr(module, "FINER", finer)
-            out = net(r, torch.zeros(400), 1.0)
+            out = net(r, torch.zeros(400), at(1.0))
             assert out.weights.shape == (400, 8 * finer)
             found[finer] = out.rgb
     few, more = ((found[k] - found[32]).abs().mean() for k in (1, 2))
@@ -158,20 +164,20 @@ def test_a_picture_looks_at_more_places_than_a_training_step(monkeypatch):
 
 def test_few_levels_of_the_background_are_open_at_first():
     net, r = background(), rays()
-    net(r, torch.zeros(20), 0.0).rgb.sum().backward()
-    touched = (net.field.grid.table.grad != 0).any(1)
-    assert touched.any() and not touched[net.field.grid.spec.offsets[1] :].any()
+    net(r, torch.zeros(20), at(0.0)).rgb.sum().backward()
+    touched = (net.field.encoding.table.grad != 0).any(1)
+    assert touched.any() and not touched[net.field.encoding.spec.offsets[1] :].any()
 
 
 def test_density_of_the_background_counts_by_contracted_length():
     net, r = background(), rays()
     edges = 1 / torch.linspace(1 / 4.0, 1 / 1000.0, 9).expand(20, 9)
-    length = net.shrink(r, edges[:, :-1], edges[:, 1:]) * edges.diff(dim=1)
+    length = net.contracted_share(r, edges[:, :-1], edges[:, 1:]) * edges.diff(dim=1)
     assert torch.allclose(length.sum(1), torch.tensor(1 - 1 / 997.0), atol=1e-4)  # straight out from radius 1 to 997
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
-    assert (net(r, torch.zeros(20), 1.0).weights[:, -1] > 0.5).all()  # at the start the horizon is seen
+    assert (net(r, torch.zeros(20), at(1.0)).weights[:, -1] > 0.5).all()  # at the start the horizon is seen
 
 
 def test_most_samples_follow_the_proposal_and_some_go_anywhere():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from confs.model import SDFConfig
 from encoder.hashgrid import HashGrid, HashGridSpec
 from models.network import ACTIVATIONS
 from models.sdf import SDFNetwork, fibonacci_sphere
@@ -11,15 +12,15 @@ from tests.conftest import needs_warp
 SPEC = HashGridSpec(6, 2, 12, 4, 64)
 
 
-def network(activation="softplus", layers=1, backend="torch", init=1e-4, radius=1.0, sphere=0.5, show_grid=False):
-    return SDFNetwork(HashGrid(SPEC, backend, init), radius, 64, layers, 15, activation, sphere, show_grid)
+def network(activation="softplus", layers=1, backend="torch", init=1e-4, radius=1.0, pass_encoding=False):
+    return SDFNetwork(SDFConfig(layers=layers, activation=activation, pass_encoding=pass_encoding), HashGrid(SPEC, backend, init), radius)
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("radius", [1.0, 1.5])
 def test_step_zero_is_a_sphere(activation, layers, radius):
-    net = network(activation, layers, radius=radius, sphere=0.5 * radius)
+    net = network(activation, layers, radius=radius)
     p = fibonacci_sphere(500)
     for r in (0.25, 0.5, 0.9):
         out = net(p * r * radius, 6)
@@ -31,14 +32,14 @@ def test_step_zero_is_a_sphere(activation, layers, radius):
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("n_levels", [6, 2])
-@pytest.mark.parametrize("show_grid", [False, True])
-def test_fused_against_autograd(activation, layers, n_levels, show_grid):
-    net = network(activation, layers, init=0.05, show_grid=show_grid)
+@pytest.mark.parametrize("pass_encoding", [False, True])
+def test_fused_against_autograd(activation, layers, n_levels, pass_encoding):
+    net = network(activation, layers, init=0.05, pass_encoding=pass_encoding)
     x = torch.rand(400, 3) * 2 - 1
     g = torch.randn(400, 1 + net.n_features)
     results = []
     for backend in ("warp", "torch"):
-        net.grid.backend = backend
+        net.encoding.backend = backend
         net.zero_grad()
         out = net(x, n_levels)
         loss = (out.sdf * g[:, 0]).sum() + (out.feature * g[:, 1:]).sum() + ((out.grad.norm(dim=1) - 1) ** 2).sum()

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.fg import SplitSum
-from models.nero import falling_weights, met_again, to_sphere
-from models.shading import SplitSumShader, limited_exp, lobe, photographer_plane
+from confs.model import ShadingConfig
+from models.brdf import SplitSum
+from models.lights import distance_to_sphere, limited_exp, photographer_plane
+from models.nero import falling_weights, occlusion_probability
+from models.shading import SplitSumShader, lobe
 from utils.colour import clip, linear_to_srgb, srgb_to_linear
 
 
@@ -28,7 +30,7 @@ class Fixed(nn.Module):
 @torch.no_grad()
 def furnace(albedo: float, roughness: float, metallic: float, cos_v: float, light: float = 0.5) -> float:
     """Linear colour over the light, under light that is the same all round and with nothing in the way."""
-    shader = SplitSumShader(4, 16, 1, 16, light_max=1.0)
+    shader = SplitSumShader(ShadingConfig(hidden=16, layers=1, outer=16, light_max=1.0), 4)
     shader.materials = Fixed(albedo, roughness, metallic)
     shader.outer = shader.inner = Fixed(math.log(light / (1 - light)))
     normal, dirs = torch.tensor([[0.0, 0, 1]]), torch.tensor([[math.sqrt(1 - cos_v**2), 0, -cos_v]])
@@ -39,7 +41,7 @@ def furnace(albedo: float, roughness: float, metallic: float, cos_v: float, ligh
 
 @pytest.mark.parametrize("roughness", [0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0])
 def test_energy_under_uniform_light(roughness):
-    from tests.models.test_fg import brute_force
+    from tests.models.test_brdf import brute_force
 
     for cos_v in (0.2, 0.6, 0.95):
         want = sum(brute_force(cos_v, roughness))
@@ -56,7 +58,7 @@ def test_the_excess_of_a_dielectric_is_as_documented():
 
 def test_light_blurs_with_roughness_and_reaches_the_normals():
     torch.manual_seed(0)
-    shader = SplitSumShader(4, 32, 2, 32)
+    shader = SplitSumShader(ShadingConfig(hidden=32, layers=2, outer=32), 4)
     dirs = F.normalize(torch.randn(500, 3), dim=1)
     around = [shader.outer(shader.blurred(dirs, lobe(torch.full((500,), r)))).std(0).mean() for r in (0.05, 0.3, 0.6, 1.0)]
     assert around[0] > around[1] > around[2] > around[3] > 0
@@ -69,7 +71,7 @@ def test_light_blurs_with_roughness_and_reaches_the_normals():
 
 
 def test_occlusion_is_low_at_first_and_teaches_no_geometry():
-    shader = SplitSumShader(4, 32, 2, 32)
+    shader = SplitSumShader(ShadingConfig(hidden=32, layers=2, outer=32), 4)
     points, mirrored = torch.randn(50, 3, requires_grad=True), F.normalize(torch.randn(50, 3), dim=1).requires_grad_()
     shader.occlusion(points, mirrored).sum().backward()
     assert points.grad is None and mirrored.grad is None
@@ -99,8 +101,8 @@ def test_the_photographers_plane_stands_upright_through_the_camera():
 
 
 def test_the_photographer_lights_only_what_mirrors_the_camera():
-    shader = SplitSumShader(4, 16, 1, 16, photographer=True)
-    nn.init.constant_(shader.person[-1].bias[3:], 20.0)
+    shader = SplitSumShader(ShadingConfig(hidden=16, layers=1, outer=16, photographer=True), 4)
+    nn.init.constant_(shader.photographer[-1].bias[3:], 20.0)
     normal = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 1]]), dim=1)
     dirs, origins = torch.tensor([[-1.0, 0, 0]] * 2), torch.tensor([[3.0, 0, 0]] * 2)
     out = shader(torch.zeros(2, 3), torch.zeros(2, 4), normal, dirs, origins)
@@ -120,7 +122,7 @@ def test_two_spheres_hide_each_other_along_the_axis_only():
     pole = torch.tensor([[-0.2, 0.0, 0.0]])
     angles = torch.tensor([0.0, 0.2, 0.35, 0.55, 0.8, 1.5])  # the tangent to the right sphere: asin(0.3 / 0.7) = 0.443
     dirs = torch.stack([angles.cos(), angles.sin(), 0 * angles], 1)
-    met = met_again(sdf, pole.expand(6, 3), dirs, 400.0, 1.0)
+    met = occlusion_probability(sdf, pole.expand(6, 3), dirs, 400.0, 1.0)
     assert (met[:3] > 0.99).all() and (met[3:] < 0.01).all()
 
 
@@ -138,7 +140,7 @@ def test_a_point_in_an_open_box_sees_out_through_the_opening_alone():
     floor = torch.tensor([[0.0, 0, -0.4]])
     tilt = torch.tensor([0.0, 0.3, 0.38, 0.5, 0.9, 1.3])  # the rim: atan(0.4 / 0.9) = 0.418
     dirs = torch.stack([tilt.sin(), 0 * tilt, tilt.cos()], 1)
-    met = met_again(sdf, floor.expand(6, 3), dirs, 500.0, 1.0)
+    met = occlusion_probability(sdf, floor.expand(6, 3), dirs, 500.0, 1.0)
     assert (met[:3] < 0.05).all() and (met[3:] > 0.95).all()
 
 
@@ -146,12 +148,14 @@ def test_a_convex_surface_never_meets_itself():
     x = F.normalize(torch.randn(300, 3), dim=1)
     dirs = F.normalize(x + 0.98 * F.normalize(torch.randn(300, 3), dim=1), dim=1)
     for offset in (-0.01, 0.0, 0.01):  # the estimated surface is a little off
-        assert float(met_again(lambda p: p.norm(dim=-1) - 0.5, x * (0.5 + offset), dirs, 200.0, 1.0).max()) < 0.01
+        assert float(occlusion_probability(lambda p: p.norm(dim=-1) - 0.5, x * (0.5 + offset), dirs, 200.0, 1.0).max()) < 0.01
 
 
 def test_weights_fall_where_the_distance_falls():
     t = torch.tensor([[0.0, 1, 2, 3, 4]])
     weights = falling_weights(t, torch.tensor([[0.0, 1, 0.5, -0.5, 1]]), 20.0)
     assert torch.allclose(weights, torch.tensor([[0.0, 0, 1, 0]]), atol=1e-3)
-    assert torch.allclose(to_sphere(torch.tensor([[0.5, 0, 0], [2, 0, 0]]), torch.tensor([[1.0, 0, 0]] * 2), 1.0), torch.tensor([0.5, 0.0]))
-    assert met_again(lambda p: p[:, 0], torch.zeros(0, 3), torch.zeros(0, 3), 1.0, 1.0).shape == (0,)
+    assert torch.allclose(
+        distance_to_sphere(torch.tensor([[0.5, 0, 0], [2, 0, 0]]), torch.tensor([[1.0, 0, 0]] * 2), 1.0), torch.tensor([0.5, 0.0])
+    )
+    assert occlusion_probability(lambda p: p[:, 0], torch.zeros(0, 3), torch.zeros(0, 3), 1.0, 1.0).shape == (0,)

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from confs.load import load_config
 from confs.schema import DatasetConfig
 from process_data.ground import ground_up
 from process_data.hull import silhouettes, visual_hull
@@ -14,7 +15,6 @@ from process_data.preview import scene_picture
 from process_data.region import Views, choose_region, framed_radius, meeting_point, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
-from confs.load import load_config
 from utils.errors import UserError
 
 LOG = logging.getLogger("quiet")

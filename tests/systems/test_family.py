@@ -4,20 +4,27 @@ import dataclasses
 import json
 import logging
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import confs.load as load_module
+from confs.effects import NEEDS
+from confs.load import load_config
 from confs.schema import loss_weights
 from encoder.get_encoding import ENCODINGS
 from process_data.load import load_scene
 from systems import losses
-from systems.run import execute, fit_recipe
+from systems.run import Job, execute, fit_to_scene
 from tests.material_scenes import write_ellipsoid
-from tests.systems.test_train import ROOT, TINY, trainer
-from confs.load import load_config
+from tests.models import test_proposal
+from tests.scenes import AXES
+from tests.systems.test_train import ROOT, TINY, tiny_words, trainer
 from utils.errors import UserError
+from utils.mesh import load_mesh
 
 CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml"))
 # the deep networks narrowed: what is tested is that they run
@@ -30,22 +37,50 @@ SMALL = {
 }  # fmt: skip
 
 
-def tiny(name, scene, out, *more):
-    words = [*TINY, f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "trainer.trial_name=t", "name=n"]
+METHOD = {name: load_config(ROOT / f"confs/{name}.yaml").model.name for name in CONFIGS}
+# least PSNR (dB) and largest mean distance of the mesh (radii) on the tiny scene after 60 steps: four seeds' worst, less a margin.
+# None: too little training for a mesh. After one step NeuS has 21.0 dB and 0.034, neus-mlp 16.4 and 0.06, dtu 6.4, NeRF 16.9, material 17.0.
+REACHED = {
+    "blendedmvs": (22, 0.028), "demo": (22, 0.028), "dtu-wmask": (22, 0.028), "neus-blender": (22, 0.028), "neus-colmap": (22, 0.028),
+    "neuralangelo-dtu": (22, 0.028), "nero-shape": (21.5, 0.028), "nero-shape-paper": (20, 0.048), "neus-mlp": (20, 0.048),
+    "nero-material": (22.5, 0.001), "nerf-blender": (18, None), "dtu": (16.5, None), "nerf-dtu": (16.5, None),
+}  # fmt: skip
+
+
+def words(name, scene, out, *more):
+    found = [*tiny_words(METHOD[name]), f"dataset.root_dir={scene}", f"trainer.outputs_dir={out}", "trainer.trial_name=t", "name=n"]
     if name == "nero-material":
-        words.append(f"model.mesh={write_ellipsoid(out)}")
-    return load_config(ROOT / f"confs/{name}.yaml", [*words, "dataset.name=dtu", *SMALL.get(name, []), *more])
+        found.append(f"model.mesh={write_ellipsoid(out)}")
+    return [*found, "dataset.name=dtu", *SMALL.get(name, []), *more]
 
 
+def tiny(name, scene, out, *more):
+    return load_config(ROOT / f"confs/{name}.yaml", words(name, scene, out, *more))
+
+
+def tiny_job(name, scene, out, *more):
+    load = partial(load_config, ROOT / f"confs/{name}.yaml", words(name, scene, out, *more))
+    return Job(load(), load)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_tests_and_meshes(name, tiny_scene, tmp_path):
-    cfg = tiny(name, tiny_scene, tmp_path, "trainer.max_steps=20", "trainer.val_minutes=0.0001")
-    assert execute(cfg, None, None, True, False, False) == 0
+    job = tiny_job(name, tiny_scene, tmp_path, "trainer.max_steps=60", "trainer.val_minutes=0.001")
+    assert execute(job, True, False, False) == 0
     run = tmp_path / "n/t"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(v) for row in rows for v in row.values()) and rows[-1].get("skipped", 0) == 0
-    assert (run / "mesh/mesh.ply").stat().st_size > 1000 and list((run / "images").glob("val_*.png"))
-    assert json.loads((run / "test/metrics.json").read_text())["psnr"] > 5
+    assert (run / "mesh/mesh.ply").stat().st_size > 600 and list((run / "images").glob("val_*.png"))
+    psnr, distance = REACHED[name]
+    assert json.loads((run / "test/metrics.json").read_text())["psnr"] > psnr
+    assert distance is None or distance_to_ellipsoid(run / "mesh/mesh.ply") < distance
+
+
+def distance_to_ellipsoid(path):
+    """Mean distance of the mesh's vertices to the tiny scene's surface, radii."""
+    x = (np.asarray(load_mesh(path).vertices) - [10.0, -20.0, 30.0]) / 3.0
+    return float(np.abs((np.linalg.norm(x / AXES, axis=1) - 1) * min(AXES)).mean())
 
 
 @pytest.mark.parametrize("name", ["dtu", "nerf-dtu", "nerf-blender", "nero-shape"])
@@ -112,17 +147,23 @@ PROPERTIES = {
         and math.isclose(losses.opaque(O([0.5])), math.log(2), rel_tol=0.02)
     ),
     "sparsity": lambda: losses.sparsity(O([0.0]), 10.0) == 1 and lower(losses.sparsity(O([0.5]), 10.0), losses.sparsity(O([0.1]), 10.0)),
-    "points": lambda: True,  # test_points_pull_the_surface_and_come_with_the_batch
     "distortion": lambda: lower(merge_of_lumps(1), merge_of_lumps(10)),
     "distortion_bg": lambda: math.isclose(merge_of_lumps(10), 2 * 0.25 * 0.5 + 2 * 0.25 * 0.05 / 3, rel_tol=1e-5),
-    "interlevel": lambda: True,  # tests/models/test_proposal.py
     "occlusion": lambda: losses.occlusion(O([0.0, 0.5]), O([0.0, 1.0])) == 0.25 and losses.occlusion(O([]), O([])) == 0,
 }
 
 
-@pytest.mark.parametrize("name", list(losses.TERMS))
+@pytest.mark.parametrize("name", list(PROPERTIES))
 def test_the_property_of_a_loss(name):
     assert PROPERTIES[name]()
+
+
+def test_every_term_has_a_property_here_or_a_test_of_its_own():
+    elsewhere = {
+        "points": test_points_pull_the_surface_and_come_with_the_batch,
+        "interlevel": test_proposal.test_interlevel_is_zero_under_the_bound_and_teaches_the_proposal_alone,
+    }
+    assert sorted([*PROPERTIES, *elsewhere]) == sorted(losses.TERMS) == sorted(NEEDS)
 
 
 def test_every_weight_has_a_term_and_every_term_a_weight():
@@ -148,13 +189,13 @@ def test_each_loss_switched_on_is_logged_and_reaches_the_weights(name, recipe, t
     t = trainer(tiny(recipe, tiny_scene, tmp_path, *on, "trainer.max_steps=3"), tmp_path / "run")
     t.batches = t._batches()
     t.system.before_step(0, 0.0)
-    if t.system.model.backdrop is not None:
-        t.system.model.backdrop.proposal.bias = -9.0  # sees nothing: what it proposes bounds no field
+    if t.system.model.background is not None:
+        t.system.model.background.proposal.bias = -9.0  # an empty proposal, which bounds no field
     terms = t.system.losses(next(t.batches), 0.5)
     silent = {
         "dtu": {"occlusion"},  # no occlusion is estimated
         "nerf-dtu": {"occlusion", "eikonal", "curvature", "sparsity"},  # a density has no distance
-        "nero-shape": {"distortion_bg", "interlevel"},  # cut out: nothing behind
+        "nero-shape": {"distortion_bg", "interlevel"},  # cut out: no background field
     }
     if name in silent[recipe]:
         assert not terms
@@ -166,7 +207,13 @@ def test_each_loss_switched_on_is_logged_and_reaches_the_weights(name, recipe, t
 
 
 @pytest.mark.parametrize(
-    ("more", "used"), [([], True), (["dataset.apply_mask=false"], False), (["dataset.apply_mask=false", "model.background=learned"], True)]
+    ("more", "used"),
+    [
+        ([], True),
+        (["dataset.apply_mask=false"], False),
+        (["dataset.apply_mask=false", "model.background=white"], False),
+        (["dataset.apply_mask=false", "loss.mask=0.1"], True),
+    ],
 )
 def test_masks_that_are_not_to_be_used_are_not(more, used, tiny_scene, tmp_path):
     t = trainer(tiny("dtu-wmask", tiny_scene, tmp_path, *more), tmp_path / "run")
@@ -225,43 +272,56 @@ def test_every_encoding_is_named_somewhere_in_the_schema():
 # ------------------------------------------------------------------ which recipe
 
 
-def test_the_mask_free_recipe_is_the_file(tiny_scene):
-    words = [f"dataset.root_dir={tiny_scene}", "seed=1"]
-    masked, free = (load_config(ROOT / f"confs/{name}.yaml", words) for name in ("dtu-wmask", "dtu"))
-    assert without_masks(masked) == free
+def test_the_mask_free_recipe_is_the_file_and_no_layer_above_what_the_user_gave():
+    given = ["seed=1", "dataset.root_dir=here"]
+    free = load_config(ROOT / "confs/dtu.yaml", given)
+    assert load_config(ROOT / "confs/dtu-wmask.yaml", given, masks=False) == free
+    assert free.model.background == "learned" and free.model.occupancy.resolution == 96 and free.loss.mask == 0
+    mine = load_config(ROOT / "confs/dtu-wmask.yaml", [*given, "model.occupancy.resolution=256", "loss.mask=[0.2,0,0,1]"], masks=False)
+    assert mine.model.occupancy.resolution == 256 and mine.loss.mask == [0.2, 0, 0, 1] and mine.model.occupancy.threshold == 0.005
+    white = load_config(ROOT / "confs/dtu-wmask.yaml", [*given, "dataset.apply_mask=false", "model.background=white"])
+    assert white.model.background == "white" and white.model.variance.init == 0.3
+
+
+def test_masks_demanded_of_a_scene_without_are_an_error():
+    with pytest.raises(UserError, match="dataset.apply_mask=true, but the scene has no masks"):
+        load_config(ROOT / "confs/dtu-wmask.yaml", ["dataset.apply_mask=true"], masks=False)
 
 
 def test_every_parameter_is_in_one_group_and_the_background_learns_at_its_own_rate(tiny_scene, tmp_path):
-    system = trainer(tiny("dtu", tiny_scene, tmp_path, "optim.lr_backdrop=0.07"), tmp_path / "run").system
+    system = trainer(tiny("dtu", tiny_scene, tmp_path, "optim.lr_background=0.07"), tmp_path / "run").system
     groups = {g["name"]: g for g in system.param_groups()}
     assert sorted(id(p) for g in groups.values() for p in g["params"]) == sorted(map(id, system.model.parameters()))
-    behind = {id(system.model.backdrop.field.grid.table), id(system.model.backdrop.proposal.grid.table)}
-    assert {id(p) for p in groups["backdrop"]["params"]} == behind and groups["backdrop"]["lr"] == 0.07
-    assert groups["backdrop"]["lazy"] and groups["grid"]["lr"] == 0.01
+    behind = {id(system.model.background.field.encoding.table), id(system.model.background.proposal.encoding.table)}
+    assert {id(p) for p in groups["background"]["params"]} == behind and groups["background"]["lr"] == 0.07
+    assert groups["background"]["lazy"] and groups["grid"]["lr"] == 0.01
 
 
 def test_a_scene_without_masks_is_trained_without_and_the_log_says_so(tmp_path, caplog):
     from tests.scenes import write_tiny_scene
 
     scene = write_tiny_scene(tmp_path / "scene", masks=False)
-    cfg = tiny("dtu-wmask", scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false")
-    with caplog.at_level(logging.WARNING, "neus"):
-        assert fit_recipe(cfg, load_scene(cfg.dataset)) == without_masks(cfg)
+    job = tiny_job("dtu-wmask", scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false", "model.occupancy.threshold=0.01")
+    load_module._say.cache_clear()
+    with caplog.at_level(logging.INFO, "neus"):
+        cfg = fit_to_scene(job, load_scene(job.cfg.dataset))
+    assert cfg.model.background == "learned" and not cfg.dataset.apply_mask and cfg.model.occupancy.threshold == 0.01
     assert "has no masks: training without them, with a learned background" in caplog.text
-    assert execute(cfg, None, None, True, False, False) == 0
+    assert "model.variance.init=0.2 (was 0.3)" in caplog.text and "threshold=0.005" not in caplog.text
+    assert execute(job, True, False, False) == 0
     saved = load_config(saved=(tmp_path / "n/t/config.yaml").read_text())
     assert saved.model.background == "learned" and not saved.dataset.apply_mask
 
 
 def test_masks_asked_of_the_mask_free_config_bring_the_masked_recipe():
-    words = ["seed=1", "dataset.root_dir=here"]
-    free = load_config(ROOT / "confs/dtu.yaml", [*words, "dataset.apply_mask=true"])
-    assert free == load_config(ROOT / "confs/dtu-wmask.yaml", words)
-    assert load_config(ROOT / "confs/dtu.yaml", [*words, "dataset.apply_mask=true", "loss.mask=0.3"]).loss.mask == 0.3
+    given = ["seed=1", "dataset.root_dir=here"]
+    free = load_config(ROOT / "confs/dtu.yaml", [*given, "dataset.apply_mask=true"])
+    assert free == load_config(ROOT / "confs/dtu-wmask.yaml", given)
+    assert load_config(ROOT / "confs/dtu.yaml", [*given, "dataset.apply_mask=true", "loss.mask=0.3"]).loss.mask == 0.3
 
 
 def test_a_learned_background_does_not_go_with_cut_out_photographs():
-    with pytest.raises(UserError, match=r"model\.background: learned shows the photographs whole; set dataset\.apply_mask=false"):
+    with pytest.raises(UserError, match=r"model\.background: learned renders the photographs whole; set dataset\.apply_mask=false"):
         load_config(ROOT / "confs/dtu-wmask.yaml", ["model.background=learned"])
     for word, message in (("model.sampler=proposal", "not for model.name=neus"), ("model.encoding=ipe", "ipe is for model.name=nerf")):
         with pytest.raises(UserError, match=message):
@@ -269,13 +329,14 @@ def test_a_learned_background_does_not_go_with_cut_out_photographs():
 
 
 def test_a_dead_occupancy_grid_comes_back(caplog):
+    from confs.model import OccupancyConfig
     from models.estimators import OccupancyGrid
 
-    grid = OccupancyGrid(1.0, 16, 0.02, 0.5, 16)
+    grid = OccupancyGrid(OccupancyConfig(resolution=16), 1.0)
     for step in range(0, 16 * 40, 16):
-        grid.before_step(step, lambda x: torch.zeros(len(x)))
+        grid.refresh(step, lambda x: torch.zeros(len(x)))
     assert grid.share == 1 and caplog.text.count("no cell is occupied") == 1
-    grid.before_step(16 * 40, lambda x: (x.norm(dim=1) < 0.5).float())
+    grid.refresh(16 * 40, lambda x: (x.norm(dim=1) < 0.5).float())
     assert 0 < grid.share < 1
 
 

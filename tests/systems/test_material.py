@@ -8,15 +8,15 @@ import pytest
 import torch
 import trimesh
 
+from confs.load import load_config
 from process_data.load import load_scene
 from systems.build import build_system
 from systems.material import change
-from systems.run import execute, prepare, relit
+from systems.run import Job, execute, prepare, relit
 from tests.benchmarks.material import judge, psnr
 from tests.material_scenes import TrueField, write_material_scene
-from tests.systems.test_train import ROOT, TINY, trainer, weights
+from tests.systems.test_train import ROOT, tiny_words, trainer, weights
 from utils.checkpoint import load_checkpoint
-from confs.load import load_config
 from utils.errors import UserError
 from utils.hdr import read_light, write_hdr
 from utils.image import read_raster, write_png
@@ -54,7 +54,7 @@ def scene(tmp_path_factory):
 
 def config(scene, out, *more):
     words = [
-        *TINY,
+        *tiny_words("material"),
         f"dataset.root_dir={scene}",
         f"trainer.outputs_dir={out}",
         "dataset.name=dtu",
@@ -62,6 +62,10 @@ def config(scene, out, *more):
         *SMALL,
     ]
     return load_config(ROOT / "confs/nero-material.yaml", [*words, *more])
+
+
+def job(scene, out, *more):
+    return Job(config(scene, out, *more), lambda **facts: config(scene, out, *more))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def run(scene, tmp_path_factory):
         "model.material.binary=0",
         "model.material.light_smooth=0.1",
     ]
-    assert execute(config(scene, out, *more), None, None, True, False, False) == 0
+    assert execute(job(scene, out, *more), True, False, False) == 0
     return out / "n/t"
 
 
@@ -92,9 +96,9 @@ def light(tmp_path_factory):
 def restored(run):
     from systems.build import restore_system
 
-    cfg, state, path = prepare(None, str(run), [])
-    model = restore_system(cfg, torch.device("cpu"), state, path).model
-    model.place()
+    found = prepare(None, str(run), [])
+    model = restore_system(found.cfg, torch.device("cpu"), found.state, found.path).model
+    model.set_frame()
     return model
 
 
@@ -140,7 +144,7 @@ def test_resuming_is_bitwise_equal(scene, tmp_path):
     "more",
     [
         ["model.material.light=mlp", "model.material.light_hidden=16"], ["model.material.n_light=0", "model.material.n_light_test=0"], ["model.material.light=mlp", "model.material.light_hidden=16", "model.material.light_sphere=true"],
-        ["model.material.human=true", "model.material.light_hidden=16"], ["model.encoding=frequency", "model.frequency.n_frequencies=8"], ["model.material.smooth_normals=2"],
+        ["model.material.photographer=true", "model.material.light_hidden=16"], ["model.encoding=frequency", "model.frequency.n_frequencies=8"], ["model.material.smooth_normals=2"],
         ["model.material.smooth=0", "model.material.neutral=0", "model.material.light_smooth=0"], ["loss.rgb=1", "loss.rgb_charbonnier=0"], ["dataset.apply_mask=false"],
     ],
 )  # fmt: skip
@@ -151,7 +155,8 @@ def test_each_option_trains(more, scene, tmp_path):
 
 def test_every_weight_is_reached(scene, tmp_path):
     t = trainer(
-        config(scene, tmp_path, "model.material.light=mlp", "model.material.light_hidden=16", "model.material.human=true"), tmp_path / "run"
+        config(scene, tmp_path, "model.material.light=mlp", "model.material.light_hidden=16", "model.material.photographer=true"),
+        tmp_path / "run",
     )
     t.batches = t._batches()
     torch.stack(list(t.system.losses(next(t.batches), 0.5).values())).sum().backward()
@@ -353,7 +358,7 @@ def test_bad_poses_are_named(run, light, tmp_path):
 
 
 def test_only_a_material_is_relit(tiny_scene, light, tmp_path):
-    cfg = load_config(ROOT / "confs/dtu-wmask.yaml", [*TINY, f"dataset.root_dir={tiny_scene}", "trainer.max_steps=1"])
+    cfg = load_config(ROOT / "confs/dtu-wmask.yaml", [*tiny_words(), f"dataset.root_dir={tiny_scene}", "trainer.max_steps=1"])
     trainer(cfg, tmp_path / "run").save()
     with pytest.raises(UserError, match=r"model\.name=neus; train a material first"):
         relit(str(tmp_path / "run"), [], str(light), None, None)

@@ -1,24 +1,29 @@
 """NeRO's first stage on the tiny scene: what is shown, which samples are shaded, what is learned of occlusion, bad configurations."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from confs.load import load_config
 from process_data.rays import view_rays
 from systems.run import execute
 from systems.validate import rows_of
 from tests.conftest import needs_warp
-from tests.systems.test_family import tiny
+from tests.systems.test_family import tiny, tiny_job
 from tests.systems.test_train import ROOT, trainer
-from confs.load import load_config
 from utils.errors import UserError
 from utils.image import read_rgb, write_png
 from utils.mesh import load_mesh
 
 MAPS = ["albedo", "roughness", "metallic", "diffuse light", "specular light", "occlusion"]
+
+
+def change_shading(model, **changes):
+    model.cfg = replace(model.cfg, shading=replace(model.cfg.shading, **changes))
 
 
 def trained(scene, folder, *more, steps=40):
@@ -48,11 +53,10 @@ def test_the_maps_of_a_view_and_the_sheet(tiny_scene, tmp_path):
 def test_test_and_mesh_from_the_checkpoint_alone(tiny_scene, tmp_path):
     from systems.run import prepare
 
-    cfg = tiny("nero-shape", tiny_scene, tmp_path, "trainer.max_steps=60", "trainer.finish=false")
-    assert execute(cfg, None, None, True, False, False) == 0
-    cfg, state, path = prepare(None, str(tmp_path / "n/t"), [])
-    assert cfg.model.name == "nero-shape" and execute(cfg, state, path, False, True, True) == 0
-    assert json.loads((tmp_path / "n/t/test/metrics.json").read_text())["psnr"] > 10
+    assert execute(tiny_job("nero-shape", tiny_scene, tmp_path, "trainer.max_steps=60", "trainer.finish=false"), True, False, False) == 0
+    job = prepare(None, str(tmp_path / "n/t"), [])
+    assert job.cfg.model.name == "nero-shape" and execute(job, False, True, True) == 0
+    assert json.loads((tmp_path / "n/t/test/metrics.json").read_text())["psnr"] > 15
     assert np.asarray(load_mesh(tmp_path / "n/t/mesh/mesh.ply").visual.vertex_colors)[:, :3].std() > 0
 
 
@@ -60,13 +64,13 @@ def test_what_is_not_shaded_changes_nothing_that_can_be_seen(tiny_scene, tmp_pat
     """Samples of little weight are left out: colour and gradients stay, whatever the ray's background."""
     t = trained(tiny_scene, tmp_path)
     model, rays = t.system.model, view_rays(t.scene.cameras, 1, 1.0)[slice(200, 500)]
-    model.deferred, results = False, []
+    results = []
     for least in (0.0, 1e-3):
-        model.min_weight = least
+        change_shading(model, deferred=False, min_weight=least)
         model.zero_grad()
-        out = model.render(rays, 1.0, torch.rand(3, generator=torch.Generator().manual_seed(1)))
+        out = model.render(rays, model.context(background=torch.rand(3, generator=torch.Generator().manual_seed(1))))
         ((out.render.rgb - 0.3) ** 2).sum().backward()
-        results.append((out.render.rgb.detach(), model.sdf.grid.table.grad.clone(), model.radiance.outer[0].weight.grad.clone()))
+        results.append((out.render.rgb.detach(), model.sdf.encoding.table.grad.clone(), model.radiance.outer[0].weight.grad.clone()))
     (rgb, grid, light), (rgb2, grid2, light2) = results
     assert (rgb - rgb2).abs().max() < 0.01
     for a, b in ((grid, grid2), (light, light2)):
@@ -80,27 +84,27 @@ def test_a_ray_is_shaded_once_at_the_mean_of_its_samples(tiny_scene, tmp_path):
     calls = []
     model.radiance.register_forward_hook(lambda *a: calls.append(len(a[1][0])))
 
-    def colour(deferred: bool, traced, alpha):
-        model.deferred = deferred
-        s, field = traced.samples, traced.field
+    def colour(deferred: bool, output, alpha):
+        change_shading(model, deferred=deferred)
+        s, field = output.samples, output.field
         points = rays.origins[s.ray_indices] + rays.dirs[s.ray_indices] * s.t[:, None]
         return model.colour(rays, s, points, field, torch.nn.functional.normalize(field.grad, dim=-1), alpha)
 
-    traced = model.render(rays, 1.0, torch.zeros(3))
-    s = traced.samples
+    output = model.render(rays, model.context())
+    s = output.samples
     alone = torch.zeros(len(s))
     alone[s.offsets[:-1][s.offsets.diff() > 0] + s.offsets.diff()[s.offsets.diff() > 0] // 2] = 0.8
     held = alone > 0
-    assert torch.allclose(colour(True, traced, alone)[held], colour(False, traced, alone)[held], atol=1e-5)
+    assert torch.allclose(colour(True, output, alone)[held], colour(False, output, alone)[held], atol=1e-5)
     alpha = torch.full((len(s),), 0.3, requires_grad=True)
     calls.clear()
-    out = colour(True, traced, alpha)
+    out = colour(True, output, alpha)
     assert calls == [int((s.offsets.diff() > 0).sum())]
     first, last = s.offsets[:-1][s.offsets.diff() > 1], s.offsets[1:][s.offsets.diff() > 1] - 1
     assert torch.equal(out[first], out[last])
     out.sum().backward()
     assert torch.isfinite(alpha.grad).all() and float(alpha.grad.abs().sum()) > 0
-    empty = model.colour(rays, s, torch.zeros(len(s), 3), traced.field, torch.zeros(len(s), 3), torch.zeros(len(s)))
+    empty = model.colour(rays, s, torch.zeros(len(s), 3), output.field, torch.zeros(len(s), 3), torch.zeros(len(s)))
     assert (empty == 0).all()
 
 
@@ -113,7 +117,7 @@ def test_the_occlusion_term_trains_its_network_and_nothing_else(tiny_scene, tmp_
     t.system.model.zero_grad()
     term.backward()
     touched = {n for n, p in t.system.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert touched and all(n.startswith("radiance.shadow") for n in touched)
+    assert touched and all(n.startswith("radiance.occluder") for n in touched)
 
 
 def test_a_step_before_the_terms_share_of_the_run_does_not_march(tiny_scene, tmp_path):

@@ -44,8 +44,9 @@ def test_forced_cuda_that_is_missing():
 
 def test_the_nerfacc_extension_is_never_loaded_on_the_cpu():
     """Building and refreshing the occupancy grid must not set nerfacc about compiling its kernels."""
+    from confs.model import OccupancyConfig
     from models.estimators import OccupancyGrid
 
-    grid = OccupancyGrid(1.0, 8, 0.02, 0.5, 16)
-    grid.before_step(0, lambda x: torch.rand(len(x)))
+    grid = OccupancyGrid(OccupancyConfig(resolution=8), 1.0)
+    grid.refresh(0, lambda x: torch.rand(len(x)))
     assert "nerfacc.cuda._backend" not in sys.modules

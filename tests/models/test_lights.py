@@ -6,8 +6,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.environment import EnvironmentMap, HumanLight, InnerLight, NetworkLight, TextureLight, from_map, look_up, map_directions, to_map
 from models.ggx_sampling import pattern
+from models.lights import (
+    EnvironmentMap,
+    InnerLight,
+    NetworkLight,
+    PhotographerLight,
+    TextureLight,
+    from_map,
+    look_up,
+    map_directions,
+    to_map,
+)
 
 
 def test_orientation_is_blenders():
@@ -69,9 +79,9 @@ def test_lights_give_radiance_below_their_limit():
 
 
 def test_the_photographer_is_met_only_towards_the_camera():
-    human = HumanLight(16, 5.0)
+    photographer = PhotographerLight(16, 5.0)
     camera = torch.tensor([[3.0, 0, 0]])
     toward, away = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0]])
     point, spread = torch.zeros(1, 3), torch.full((1,), 0.1)
-    assert float(human(point, toward, camera, spread)[1].detach()) > 0
-    assert float(human(point, away, camera, spread)[1].detach()) == 0
+    assert float(photographer(point, toward, camera, spread)[1].detach()) > 0
+    assert float(photographer(point, away, camera, spread)[1].detach()) == 0

@@ -6,7 +6,16 @@ import time
 import pytest
 import torch
 
-from models.fg import SplitSum, fg_table, ggx, smith
+from models.brdf import SplitSum, distribution, fg_table, smith_lambda, smith_visibility
+
+
+def smith(cos_v, cos_l, alpha):
+    """Share of facets visible from both directions, by Lambda: not how `smith_visibility` computes it."""
+    return 1 / (1 + smith_lambda(cos_v, alpha) + smith_lambda(cos_l, alpha))
+
+
+def half_at(cos_h):
+    return torch.stack([(1 - cos_h**2).sqrt(), torch.zeros_like(cos_h), cos_h], -1)
 
 
 def brute_force(cos_v: float, roughness: float, n: int = 600) -> tuple[float, float]:
@@ -32,7 +41,7 @@ def monte_carlo(cos_v: float, roughness: float, n: int = 2_000_000) -> tuple[flo
     view = torch.tensor([math.sqrt(1 - cos_v**2), 0, cos_v], dtype=torch.float64)
     h = torch.nn.functional.normalize(light + view, dim=-1)
     alpha, cos = torch.tensor(roughness**2).double(), torch.tensor(cos_v).double()
-    value = ggx(h[:, 2], alpha) * smith(cos, cos_l.clamp(min=1e-9), alpha) / (4 * cos_v)
+    value = distribution(h, alpha) * smith(cos, cos_l.clamp(min=1e-9), alpha) / (4 * cos_v)
     fresnel = (1 - (h @ view).clamp(0, 1)) ** 5
     return float((value * (1 - fresnel)).mean() * 2 * math.pi), float((value * fresnel).mean() * 2 * math.pi)
 
@@ -59,9 +68,10 @@ def test_the_table_is_the_monte_carlo_integral(cos_v, roughness):
 def test_d_projects_to_one_and_the_masking_is_a_share():
     cosine = (torch.arange(200000, dtype=torch.float64) + 0.5) / 200000
     for alpha in (0.05, 0.4, 1.0):
-        assert float((ggx(cosine, torch.tensor(alpha)) * cosine).mean() * 2 * math.pi) == pytest.approx(1, rel=1e-3)
-    g = smith(torch.rand(100) + 1e-3, torch.rand(100) + 1e-3, torch.rand(100))
-    assert (g > 0).all() and (g <= 1).all()
+        assert float((distribution(half_at(cosine), torch.tensor(alpha)) * cosine).mean() * 2 * math.pi) == pytest.approx(1, rel=1e-3)
+    cos_l, cos_v, alpha = (torch.rand(3, 100, dtype=torch.float64) + 1e-3).clamp(max=1)
+    g = smith_visibility(cos_l, cos_v, alpha) * 4 * cos_l * cos_v
+    assert (g > 0).all() and (g <= 1 + 1e-9).all() and torch.allclose(g, smith(cos_v, cos_l, alpha))
 
 
 def test_a_mirror_reflects_all_and_the_gradient_is_finite():

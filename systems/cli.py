@@ -1,0 +1,88 @@
+"""The flags of run.py and which of them go together. It imports no torch: --help and a misspelt flag answer at once."""
+
+import argparse
+from typing import NoReturn
+
+from utils.errors import UserError, suggestion
+
+EXAMPLES = """examples:
+  python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
+  python run.py --config confs/dtu.yaml --train --preset balanced dataset.root_dir=inputs/scan65
+  python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
+  python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
+  python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
+  python run.py --photos DIR --train                                photographs alone: finds the cameras first
+  python run.py --relight --resume outputs/NAME/TRIAL --hdr LIGHT.exr   a material under another light
+  python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
+
+every option with its unit and meaning: confs/schema.py, confs/model.py, confs/material.py"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Strict: no abbreviations; a misspelt flag is answered with the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parser() -> Parser:
+    shape = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=shape, allow_abbrev=False)
+    p.add_argument("--config", metavar="YAML", help="what to build; by default NeuS, on the layout that dataset.root_dir turns out to have")
+    p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
+    p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
+    p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
+    p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
+    presets = ["fast", "balanced", "best"]
+    p.add_argument("--preset", choices=presets, help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA")
+    p.add_argument("--photos", metavar="DIR", help="photographs without cameras: makes the scene dataset.root_dir, or inputs/<DIR>")
+    p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
+    p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
+    p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
+    p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
+    p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
+    p.add_argument("--poses", metavar="JSON", help="cameras to render from, as transforms.json (with --relight); by default an orbit")
+    p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
+    p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
+    return p
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse strictly. Raises UserError with a suggestion for a misspelt flag and for flags that do not go together."""
+    p = parser()
+    flags = [flag for action in p._actions for flag in action.option_strings]
+    for word in words:
+        flag = word.split("=")[0]
+        if flag.startswith("-") and flag not in flags:
+            raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
+    args = p.parse_intermixed_args(words)
+    jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask") if getattr(args, name)]
+    alone = next((name for name in ("eval", "relight") if name in jobs), None)
+    if alone and len(jobs) > 1:
+        raise UserError(
+            f"--{alone} does not go with --{next(n for n in jobs if n != alone).replace('_', '-')}; run them one after the other"
+        )
+    for flag, owner in (("gt", "eval"), ("masks", "photos"), ("hdr", "relight"), ("blender", "relight"), ("poses", "relight")):
+        if getattr(args, flag) and owner not in jobs:
+            raise UserError(f"--{flag} goes with --{owner}")
+    vain = next((flag for flag in ("config", "preset", "resume" if alone == "eval" else "config") if getattr(args, flag)), None)
+    if alone and vain:
+        raise UserError(f"--{vain} has no effect on --{alone}")
+    if args.preset and not args.train:
+        raise UserError("--preset goes with --train")
+    if args.eval:
+        return args
+    if args.relight and not (args.resume and args.hdr):
+        raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
+    if not jobs:
+        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos or --eval (see --help)")
+    if args.photos and not args.config:
+        args.config = "confs/neus-colmap.yaml"
+    if not (args.train or args.test or args.mesh):
+        return args
+    if not (args.config or args.resume or any(word.startswith("dataset.root_dir=") for word in args.overrides)):
+        raise UserError("which scene? give dataset.root_dir=FOLDER, --config confs/dtu.yaml (see confs/), or --resume with a checkpoint")
+    if not args.train and not args.resume:
+        raise UserError("--test and --mesh need --resume with a checkpoint or run folder")
+    return args
