@@ -1,5 +1,6 @@
 # make demo   makes a scene, trains on it, and says where mesh, video and numbers are
 # make test   runs the tests            make bench   times each operation against its twin
+# make lint   style and types           .venv/bin/pytest -m "not slow"   the daily loop
 #
 # WHEELS chooses where pip takes packages from. On Linux the default index brings the CUDA build of torch (gigabytes);
 # for the CPU build: make demo WHEELS='--extra-index-url URL-OF-PYTORCH-CPU-WHEELS'
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 DEMO := inputs/demo
 RUN := outputs/demo/demo
 
-.PHONY: venv test demo bench clean
+.PHONY: venv test lint demo bench clean
 
 venv: $(VENV)/.installed
 
@@ -23,6 +24,12 @@ $(VENV)/.installed: requirements.lock
 
 test: venv
 	$(PY) -m pytest
+
+lint: venv
+	$(PY) -m pip install --quiet --disable-pip-version-check $(WHEELS) "ruff>=0.14" "mypy>=1.18"
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 demo: venv
 	$(PY) -m process_data.demo $(DEMO)

@@ -225,14 +225,14 @@ def load_config(
     _register()
     words = list(overrides)
     files = _read_yaml(Path(path)) if path else []
-    asked = _overrides(words)
+    given = _overrides(words)
     below = [_saved(saved)] if saved else []
-    method = _method([*below, *(node for _, node in files), asked])
+    method = _method([*below, *(node for _, node in files), given])
     for where, node in files:
         _check_keys(_container(node), where, method)
     _check_overrides(words, method)
     try:
-        said = OmegaConf.merge(OmegaConf.create({}), *(node for _, node in files), asked)
+        said = OmegaConf.merge(OmegaConf.create({}), *(node for _, node in files), given)
         assert isinstance(said, DictConfig)
         facts = []
         if masks is False:

@@ -161,7 +161,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """Who computes an operation; auto takes the fastest that runs here (`utils/device.py` says which and why)."""
+    """Implementation of each operation; auto takes the fastest that runs here (`utils/device.py` logs which and why)."""
 
     hashgrid: Literal["auto", "torch", "warp", "tinycudann"] = "auto"
     march: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
@@ -176,7 +176,7 @@ class ExportConfig:
     colour: bool = True  # vertex colours
     keep: int = 1  # connected components kept, largest first; 0 keeps all
     min_faces: int = 50  # smaller components go in any case
-    min_views: int = 2  # vertices in the frame of fewer training views are culled: no rays met there; 0: no culling
+    min_views: int = 2  # vertices in the frame of fewer training views are culled; 0: no culling
     mask_dilation: float = 0.02  # vertices outside a mask dilated by this share of the width are culled; negative: no culling
 
     def __post_init__(self) -> None:

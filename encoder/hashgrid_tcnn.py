@@ -32,7 +32,7 @@ def encode_tcnn(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | No
     import tinycudann.modules as modules
 
     module, n = _encoding(spec), len(x)
-    padded = torch.nn.functional.pad(x.clamp(0, 1), (0, 0, 0, -n % 256))  # it wants multiples of 256
+    padded = torch.nn.functional.pad(x.clamp(0, 1), (0, 0, 0, -n % 256))  # tinycudann needs multiples of 256
     y = modules._module_function.apply(module.native_tcnn_module, padded.contiguous(), table.reshape(-1), module.loss_scale)[:n].float()
     open_width = spec.width if n_levels is None else n_levels * spec.n_features
     return torch.where(torch.arange(spec.width, device=x.device) < open_width, y, 0.0)

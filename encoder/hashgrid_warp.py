@@ -1,6 +1,6 @@
 """The hash grid as NVIDIA Warp kernels: one source for CPU threads and CUDA, nothing to compile beforehand.
 
-Two passes over the table serve a training step: `forward` (values and, if asked, their derivative by position) and
+Two passes over the table serve a training step: `forward` (values and, optionally, their derivative by position) and
 `scatter` (gradients of both to the table in one go). Encodings are stored feature-major, [L * F, N]: a kernel instance
 walks a run of points of one level, so that on the CPU a thread keeps a level's rows in cache and writes in sequence, and
 on CUDA neighbouring threads touch neighbouring words.
@@ -222,7 +222,7 @@ def _blocks(count: int, device: torch.device) -> tuple[int, int]:
 
 
 def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_jacobian: bool) -> tuple[Tensor, Tensor | None]:
-    """Values [L * F, N] and, if asked, Jacobian [L * F, 3, N] of points x [N, 3]; levels from n_levels on are 0. No graph."""
+    """Values [L * F, N] and, optionally, Jacobian [L * F, 3, N] of points x [N, 3]; levels from n_levels on are 0. No graph."""
     n, half = len(x), spec.half
     table = table.half() if half else table
     make = torch.empty if n_levels == spec.n_levels else torch.zeros
@@ -322,16 +322,16 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y: Tensor):
         x, table, jac = ctx.saved_tensors
-        need_table = ctx.needs_input_grad[1] and _wanted(ctx.next_functions[1][0])
+        need_table = ctx.needs_input_grad[1] and _needed(ctx.next_functions[1][0])
         d_x, d_table = _EncodeBackward.apply(d_y.contiguous(), x, table, jac, ctx.spec, ctx.n_levels, need_table)
         return d_x, d_table, None, None
 
 
-def _wanted(node: object) -> bool:
-    """Whether the running backward pass goes on to this node: a normal, `autograd.grad(sdf, x)`, wants no table gradient."""
+def _needed(node: object) -> bool:
+    """Whether the running backward pass continues to this node: a normal, `autograd.grad(sdf, x)`, needs no table gradient."""
     try:
         return torch._C._will_engine_execute_node(node)
-    except (AttributeError, RuntimeError, TypeError):  # not every release tells
+    except (AttributeError, RuntimeError, TypeError):  # not every release has this query
         return True
 
 
@@ -358,5 +358,5 @@ class _EncodeBackward(torch.autograd.Function):
 
 def encode_warp(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | None = None) -> Tensor:
     """`encode_torch` by Warp kernels (float32). Second derivatives: table and incoming gradient, not the position."""
-    # the view gives the table a node of its own that can be asked for (`_wanted`)
+    # the view gives the table a node of its own that can be queried (`_needed`)
     return _Encode.apply(x.contiguous(), table.view_as(table), spec, spec.n_levels if n_levels is None else n_levels).T

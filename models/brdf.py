@@ -75,9 +75,9 @@ def integrate(cos_v: Tensor, roughness: Tensor, n: int = 20) -> Tensor:
     v_h = ((sin_v * hx + cos_v * hz) / norm).clamp(0, 1)
     cos_l = 2 * v_h * hz / norm - cos_v
     lambda_v = smith_lambda(cos_v, alpha)
-    seen = torch.where(cos_l > 0, (1 + lambda_v) / (1 + lambda_v + smith_lambda(cos_l.clamp(min=1e-6), alpha)), 0.0)
+    visible = torch.where(cos_l > 0, (1 + lambda_v) / (1 + lambda_v + smith_lambda(cos_l.clamp(min=1e-6), alpha)), 0.0)
     fresnel = fresnel_schlick(v_h)
-    return torch.stack([seen * (1 - fresnel), seen * fresnel], -1).mul(share[:, None]).sum(-2).div(share.sum()).float()
+    return torch.stack([visible * (1 - fresnel), visible * fresnel], -1).mul(share[:, None]).sum(-2).div(share.sum()).float()
 
 
 @functools.cache

@@ -39,11 +39,11 @@ def grid_rays(rays: Rays, levels: int, res: int, radius: float, step: float, jit
     enter, leave = torch.minimum(a, b).amax(-1), torch.maximum(a, b).amin(-1)
     t_first = rays.near if jitter is None else rays.near + jitter * step
     end = torch.minimum(rays.far, leave)
-    meets = (enter <= end) & (t_first < end) & (end < torch.inf)  # false where anything is nan
-    end = torch.where(meets, end, -torch.inf)
+    hits = (enter <= end) & (t_first < end) & (end < torch.inf)  # false where anything is nan
+    end = torch.where(hits, end, -torch.inf)
     first = ((enter - t_first) / step).floor() - 1
     stop = ((end - t_first) / step).ceil() + 1
-    span = torch.where(meets[:, None], torch.stack([first, stop], -1), 0).clamp(0, MAX_POINTS).int()
+    span = torch.where(hits[:, None], torch.stack([first, stop], -1), 0).clamp(0, MAX_POINTS).int()
     per_cell = res / (2 * radius)
     return GridRays((rays.origins * per_cell).contiguous(), (rays.dirs * per_cell).contiguous(), t_first.contiguous(), end, span)
 

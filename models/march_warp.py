@@ -31,7 +31,7 @@ class Grid:
 
 
 @wp.struct
-class Place:
+class CellIndex:
     level: wp.int32  # -1: outside
     cell: wp.float32  # 2^level, a cell's side
     x: wp.int32
@@ -48,8 +48,8 @@ def floor_int(x: float) -> int:
 
 
 @wp.func
-def place(v: wp.vec3, g: Grid) -> Place:
-    out = Place()
+def cell_index(v: wp.vec3, g: Grid) -> CellIndex:
+    out = CellIndex()
     out.level = wp.int32(-1)
     half = float(g.res) * 0.5
     odd = half - float(g.res // 2)
@@ -71,7 +71,7 @@ def place(v: wp.vec3, g: Grid) -> Place:
 
 
 @wp.func
-def lookup(values: wp.array(dtype=wp.uint8), p: Place, n: int, shift: int) -> int:
+def lookup(values: wp.array(dtype=wp.uint8), p: CellIndex, n: int, shift: int) -> int:
     return int(values[((p.level * n + (p.x >> shift)) * n + (p.y >> shift)) * n + (p.z >> shift)])
 
 
@@ -150,7 +150,7 @@ def walk(
         m = int(0)
         while k < last:
             v = position(o, d, middle(t0, k, step))
-            p = place(v, g)
+            p = cell_index(v, g)
             j = k  # last lattice point known to lie in this cell or empty block
             full = int(0)
             if p.level >= 0:
@@ -205,7 +205,7 @@ def walk_cone(
             mid = (t + t_next) * 0.5
             if not (mid < end[r] and t_next > t):
                 break
-            p = place(position(origins[r], dirs[r], mid), g)
+            p = cell_index(position(origins[r], dirs[r], mid), g)
             if p.level >= 0:
                 if lookup(cells, p, g.res, 0) != 0:
                     n += 1

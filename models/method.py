@@ -32,7 +32,7 @@ class RenderContext:
     max_inv_s: float  # upper bound of the sharpness
     background: Tensor  # [3] or [R, 3] sRGB behind the object; a learned background replaces it
     jitter: Tensor | None = None  # [R] in [0, 1): shift of a ray's samples, in steps
-    extra: Tensor | None = None  # [P, 3] points whose field is wanted besides; they share the pass through the network
+    extra: Tensor | None = None  # [P, 3] further points at which to evaluate the field, in the same pass through the network
     full_background: bool = False  # evaluate the learned background also where the object hides it
 
 

@@ -61,7 +61,7 @@ def occlusion_probability(
 
 
 class NeROShape(NeuS):
-    """NeuS whose `radiance` is a `SplitSumShader`; `cfg.shading` says how it is applied."""
+    """NeuS whose `radiance` is a `SplitSumShader`; `cfg.shading` holds its options."""
 
     cfg: NeROConfig  # type: ignore[assignment]
     radiance: SplitSumShader

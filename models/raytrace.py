@@ -17,7 +17,7 @@ FAR = 1e6
 
 @dataclass(frozen=True)
 class Hits:
-    """Where N rays meet the mesh first."""
+    """First intersections of N rays with the mesh."""
 
     t: Tensor  # [N] distance along the ray, inf where it misses
     face: Tensor  # [N] int64, 0 where it misses
@@ -63,7 +63,7 @@ class MeshTracer:
         import warp as wp
 
         indices = self.faces.int().reshape(-1).contiguous()
-        self._kept = indices  # Warp looks at torch's memory
+        self._kept = indices  # Warp uses torch's memory
         if self.vertices.is_cuda:
             torch.cuda.synchronize(self.vertices.device)  # Warp builds on a stream of its own
         with wp.ScopedDevice(wp.device_from_torch(self.vertices.device)):

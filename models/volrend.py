@@ -18,13 +18,13 @@ class _Padded:
         self.n_rays, self.n_samples, self.longest = len(counts), int(offsets[-1]), int(counts.max())
         rays = torch.repeat_interleave(counts, output_size=self.n_samples)
         within = torch.arange(self.n_samples, device=offsets.device) - offsets[:-1].index_select(0, rays)
-        self.place = rays * self.longest + within
+        self.slot = rays * self.longest + within
 
     def pad(self, packed: Tensor) -> Tensor:
-        return packed.new_zeros(self.n_rays * self.longest).index_copy(0, self.place, packed).view(self.n_rays, self.longest)
+        return packed.new_zeros(self.n_rays * self.longest).index_copy(0, self.slot, packed).view(self.n_rays, self.longest)
 
     def pack(self, padded: Tensor) -> Tensor:
-        return padded.reshape(-1).index_select(0, self.place)
+        return padded.reshape(-1).index_select(0, self.slot)
 
 
 def _check(offsets: Tensor, *packed: Tensor) -> None:

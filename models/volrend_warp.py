@@ -280,12 +280,12 @@ class Accumulate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out: Tensor):
         weights, values, offsets = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1] and not ctx.ones
-        d_weights, d_values = torch.empty_like(weights), values.new_empty(values.shape if wanted else (0, values.shape[1]))
+        needed = ctx.needs_input_grad[1] and not ctx.ones
+        d_weights, d_values = torch.empty_like(weights), values.new_empty(values.shape if needed else (0, values.shape[1]))
         kernel, vec = accumulators(values.shape[1])[1], _vec(values.shape[1])
         inputs = [_f(weights), vec(values), ctx.ones, _i(offsets), vec(d_out.contiguous())]
         _over_rays(kernel, inputs, [_f(d_weights), vec(d_values)], offsets, len(weights))
-        return d_weights, d_values if wanted else None, None
+        return d_weights, d_values if needed else None, None
 
 
 class Composite(torch.autograd.Function):

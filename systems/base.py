@@ -1,4 +1,4 @@
-"""The system of a method: truth over a background, weighted loss terms, views in chunks. The trainer knows this class alone."""
+"""The system of a method: truth over a background, weighted loss terms, views in chunks. The trainer uses this class alone."""
 
 import logging
 from dataclasses import fields
@@ -29,14 +29,14 @@ def hash_tables(module: nn.Module) -> list[Tensor]:
     return [m.table for m in module.modules() if isinstance(m, HashGrid)]
 
 
-def on_masks(cfg: Config, scene: Scene) -> bool:
+def cut_out(cfg: Config, scene: Scene) -> bool:
     """Whether photographs are cut out by their masks and composited on a background."""
     return cfg.dataset.apply_mask and scene.masks is not None and scene.test_background != "image"
 
 
 def picture_background(cfg: Config, scene: Scene) -> Tensor:
     """[3] behind pictures of views and the video: the test background of cut-out photographs, else the training background."""
-    white = scene.test_background == "white" if on_masks(cfg, scene) else cfg.model.background == "white"
+    white = scene.test_background == "white" if cut_out(cfg, scene) else cfg.model.background == "white"
     return torch.full((3,), float(white))
 
 
@@ -118,8 +118,8 @@ class RaySystem:
 
     def _extra_points(self, weight: dict[str, float]) -> Tensor | None:
         """Uniform points [P, 3] of the sphere for the eikonal and sparsity terms of a method with an SDF."""
-        wanted = "sdf" in self.model.capabilities and (weight["eikonal"] or weight["sparsity"])
-        n = self.cfg.loss.eikonal_points if wanted else 0
+        needed = "sdf" in self.model.capabilities and (weight["eikonal"] or weight["sparsity"])
+        n = self.cfg.loss.eikonal_points if needed else 0
         if not n:
             return None
         direction = F.normalize(torch.randn(n, 3, device=self.device), dim=-1)

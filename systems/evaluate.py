@@ -27,7 +27,7 @@ log = logging.getLogger("neus")
 
 
 def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> dict:
-    """Metrics over the held-out views (the training views when none are held out, and says so), pictures and video."""
+    """Metrics over the held-out views (over the training views, with a warning, when none are held out), pictures and video."""
     views = scene.test or scene.train
     if not scene.test:
         log.warning("no views are held out (dataset.hold_every=0): the figures below are of training views")

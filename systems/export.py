@@ -31,7 +31,7 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     found, how = len(mesh.faces), []
     kept = cull_unseen(mesh, scene.cameras, e.min_views, scene.train)
     if len(kept.faces) < len(mesh.faces):
-        how.append(f"{len(mesh.faces) - len(kept.faces)} faces seen by fewer than {e.min_views} views culled")
+        how.append(f"{len(mesh.faces) - len(kept.faces)} faces in fewer than {e.min_views} views culled")
     mesh = kept if len(kept.faces) else mesh
     if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0:
         kept = cull_by_masks(mesh, scene.cameras, scene.masks, e.mask_dilation, scene.train)

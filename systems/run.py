@@ -44,8 +44,8 @@ class Job:
 def prepare(config: str | None, resume: str | None, overrides: list[str], preset: str | None = None) -> Job:
     """The job that the command line describes. A checkpoint brings its own config; overrides may change what a preset sets."""
     if preset:
-        asked = next((word.split("=")[1] for word in overrides if word.startswith("trainer.device=")), "auto")
-        overrides = [*PRESETS[preset][pick_device(asked).type], *overrides]
+        device = next((word.split("=")[1] for word in overrides if word.startswith("trainer.device=")), "auto")
+        overrides = [*PRESETS[preset][pick_device(device).type], *overrides]
     state, path, saved = None, None, None
     if resume:
         path = checkpoint.resolve(Path(resume))
@@ -65,8 +65,8 @@ def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[st
     """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it."""
     from process_data.sfm import reconstruct, scene_folder
 
-    asked = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
-    scene = Path(asked[-1]) if asked else scene_folder(Path(photos))
+    given = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
+    scene = Path(given[-1]) if given else scene_folder(Path(photos))
     reconstruct(Path(photos), scene, Path(masks) if masks else None)
     return [*overrides, f"dataset.root_dir={scene}"]
 

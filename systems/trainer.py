@@ -93,8 +93,8 @@ class Trainer:
             self._halve_rays()
             return {}
         samples = self.system.stats["samples"]
-        wanted = self.n_rays * self.cfg.trainer.target_samples / max(samples, 1)
-        self.n_rays = int(max(16, min(0.9 * self.n_rays + 0.1 * min(wanted, 10 * self.n_rays), self.cfg.trainer.max_rays)))
+        target = self.n_rays * self.cfg.trainer.target_samples / max(samples, 1)
+        self.n_rays = int(max(16, min(0.9 * self.n_rays + 0.1 * min(target, 10 * self.n_rays), self.cfg.trainer.max_rays)))
         return terms
 
     def _finite(self, loss: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from confs.schema import Config
 from process_data.rays import view_rays
-from systems.base import on_masks, picture_background
+from systems.base import cut_out, picture_background
 from systems.metrics import view_metrics
 from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, sheet, write_png
 from utils.log import RunFolder
@@ -21,7 +21,7 @@ def truth_of(scene: Scene, view: int, cfg: Config) -> tuple[Tensor, Tensor | Non
     rgb = scene.images[view].float() / 255
     mask = None if scene.masks is None else scene.masks[view].float() / 255
     background = picture_background(cfg, scene)
-    if mask is not None and on_masks(cfg, scene):
+    if mask is not None and cut_out(cfg, scene):
         rgb = rgb * mask[..., None] + background * (1 - mask[..., None])
     return rgb, mask, background
 

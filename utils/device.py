@@ -1,4 +1,4 @@
-"""Where things run: the device, its threads, and who computes each operation. Decided here alone, logged with the reason."""
+"""The device, its threads and the backend of each operation: chosen here alone, logged with the reason."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 log = logging.getLogger("neus")
 
-# operation -> backends, the one `auto` prefers first; the torch twin runs everywhere and is the specification
+# operation -> backends in the order of preference; the torch twin runs everywhere and is the specification
 BACKENDS = {
     "hashgrid": ("warp", "tinycudann", "torch"),
     "march": ("warp", "nerfacc", "torch"),
@@ -43,7 +43,7 @@ def warp_available() -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto | cpu | cuda -> device. Raises UserError when cuda is asked for and absent."""
+    """auto | cpu | cuda -> device. Raises UserError when cuda is requested and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "trainer.device=cuda, but PyTorch sees no CUDA device; install a CUDA build of torch and a driver, or set trainer.device=cpu"
@@ -54,7 +54,7 @@ def pick_device(name: str) -> torch.device:
 def missing(backend: str, device: torch.device) -> str:
     """ "" when a backend can run on the device, else the reason why not.
 
-    nerfacc and tinycudann are CUDA alone, and not so much as asked on the CPU: nerfacc would set about building its kernels.
+    nerfacc and tinycudann run on CUDA alone. They are not imported on the CPU, where nerfacc would try to build its kernels.
     """
     if backend == "torch":
         return ""
@@ -75,9 +75,9 @@ def _cuda_library(name: str) -> str:
 
 
 def choose(operation: str, wanted: str, device: torch.device) -> str:
-    """The backend of an operation: the wanted one, or for `auto` the first of its list that runs on the device.
+    """The backend of an operation: the named one, or for `auto` the first of its list that runs on the device.
 
-    Raises UserError when a forced backend cannot be met, saying what to install.
+    Raises UserError when a forced backend cannot be met, with what to install.
     """
     if wanted != "auto":
         reason = missing(wanted, device)

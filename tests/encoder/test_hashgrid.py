@@ -41,6 +41,7 @@ def test_a_lattice_point_gives_its_row():
     assert torch.allclose(encode_torch(x, table, spec), table[level_rows(spec, 0, corner)], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothstep", [False, True])
 def test_twin_derivatives_in_double(smoothstep):
     spec = HashGridSpec(n_levels=3, n_features=2, log2_size=8, base=3, top=9, smoothstep=smoothstep)

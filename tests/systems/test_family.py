@@ -83,6 +83,7 @@ def distance_to_ellipsoid(path):
     return float(np.abs((np.linalg.norm(x / AXES, axis=1) - 1) * min(AXES)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dtu", "nerf-dtu", "nerf-blender", "nero-shape"])
 def test_a_method_learns_and_resumes_bitwise(name, tiny_scene, tmp_path):
     from utils.checkpoint import load_checkpoint
@@ -182,6 +183,7 @@ def test_dense_and_packed_distortion_agree():
     assert torch.allclose(losses.dense_distortion(weights, t), packed, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in loss_weights() if n != "points"])
 @pytest.mark.parametrize("recipe", ["dtu", "nerf-dtu", "nero-shape"])
 def test_each_loss_switched_on_is_logged_and_reaches_the_weights(name, recipe, tiny_scene, tmp_path):
@@ -237,6 +239,7 @@ def test_points_pull_the_surface_and_come_with_the_batch(tiny_scene, tmp_path):
 # ------------------------------------------------------------------ options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -251,6 +254,7 @@ def test_each_option_of_neus_trains(more, tiny_scene, tmp_path):
     assert t.train() and t.skipped == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

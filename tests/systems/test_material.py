@@ -140,6 +140,7 @@ def test_resuming_is_bitwise_equal(scene, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -72,6 +72,7 @@ def test_refusals():
         evaluate_mesh(ball(1.0), ball(1.0), unit=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (TOOL.exists() and BUNNY.exists()), reason="../shared with the judge and the bunny is not here")
 def test_agrees_with_the_independent_judge(tmp_path):
     gt = load_mesh(BUNNY)

@@ -127,6 +127,7 @@ def test_a_step_before_the_terms_share_of_the_run_does_not_march(tiny_scene, tmp
     assert "occlusion" not in t.system.losses(batch, 0.05) and "occlusion" in t.system.losses(batch, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

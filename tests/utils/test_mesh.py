@@ -90,6 +90,7 @@ def test_small_object_gets_the_whole_resolution():
     assert closed(mesh) and len(mesh.vertices) > 3000
 
 
+@pytest.mark.slow
 def test_resolution_512_is_quick():
     import time
 
