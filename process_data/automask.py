@@ -19,12 +19,13 @@ from confs.schema import DatasetConfig
 from process_data.capture import WORKERS, View, assemble
 from process_data.colmap import colmap_capture
 from process_data.ground import dense, support_plane
-from process_data.hull import Silhouettes, carve, project
+from process_data.hull import Silhouettes, carve
 from process_data.lens import pinhole_intrinsics, undistort
 from process_data.load import recognise
 from process_data.normalize import resize_intrinsics
 from utils.errors import UserError
 from utils.image import sheet, write_png
+from utils.projection import project
 from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
@@ -72,7 +73,7 @@ def seed_points(scene: Scene, log: logging.Logger = LOG) -> _Seeds:
 
 def _dots(shape: tuple[int, int], K: np.ndarray, c2w: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
     """bool [H, W]: discs of `size` pixels where the points project."""
-    uv, depth = project(K, c2w, x)
+    uv, depth = project(x, K, c2w)
     h, w = shape
     inside = (depth > 1e-3) & (uv[:, 0] > -0.5) & (uv[:, 0] < w - 0.5) & (uv[:, 1] > -0.5) & (uv[:, 1] < h - 0.5)
     picture = np.zeros(shape, np.uint8)
@@ -111,7 +112,7 @@ def _tidy(mask: np.ndarray) -> np.ndarray:
 
 def _hull(masks: list[np.ndarray], K: np.ndarray, c2w: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Of the cells x [M, 3] those that nearly all masks hold; the largest connected part of them."""
-    kept = x[carve(Silhouettes(masks, K, c2w), x, 1.0 / CELLS, forgiven=0.15, seen=0.3)]
+    kept = x[carve(Silhouettes(masks, K, c2w), x, 1.0 / CELLS, forgiven=0.15, in_frame=0.3)]
     grid = np.zeros((CELLS,) * 3, bool)
     at = tuple(np.rint((kept + 1) / 2 * CELLS - 0.5).astype(int).T)
     grid[at] = True

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from confs.schema import DatasetConfig
-from process_data.capture import Capture, View, assemble, checked_intrinsics, find_image, find_mask, masks_complete
+from process_data.capture import Capture, View, assemble, checked_intrinsics, masks_complete
 from process_data.colmap_files import Camera, Image, good_points, read_cameras, read_images, read_points
+from process_data.files import find_image, find_mask
 from process_data.lens import Lens
 from utils.errors import UserError, raise_all
 from utils.rays import Scene

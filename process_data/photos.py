@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from process_data.capture import find_mask
+from process_data.files import find_mask
 from utils.errors import UserError
 from utils.image import SUFFIXES
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from confs.schema import DatasetConfig
-from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, find_image, find_mask, masks_complete
+from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, masks_complete
+from process_data.files import find_image, find_mask
 from process_data.lens import Lens
 from utils.errors import UserError, raise_all
 from utils.image import image_size

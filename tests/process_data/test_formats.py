@@ -206,7 +206,7 @@ def test_mixed_sizes_are_stretched(tmp_path, caplog):
     path.write_text(json.dumps(data))
     with caplog.at_level(logging.INFO):
         scene = load_scene(config(folder, masks=False), log=LOG)
-    assert "1 of 8 images are of another shape" in caplog.text and scene.images.shape[1:3] == (48, 64)
+    assert "1 of 8 images do not have the aspect ratio" in caplog.text and scene.images.shape[1:3] == (48, 64)
     K = scene.cameras.K[2]
     assert K[0, 0] == pytest.approx(70 * 64 / 48) and K[1, 1] == pytest.approx(73 * 48 / 64) and K[0, 2] == pytest.approx(31.5)
 
@@ -244,15 +244,15 @@ ERRORS = [
     (edit(lambda d: d.pop("frames")), 'list "frames"'),
     (edit(lambda d: d.update(frames=[3])), 'list "frames"'),
     (edit(lambda d: d["frames"][1].pop("file_path")), "frame 1 has no file_path"),
-    (edit(lambda d: d["frames"][1].pop("transform_matrix")), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1].update(transform_matrix=[[1, 2], [3]])), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [float("nan")] * 4)), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [0, 0, 0, 0])), "frame 1: transform_matrix: .*no rotation"),
+    (edit(lambda d: d["frames"][1].pop("transform_matrix")), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1].update(transform_matrix=[[1, 2], [3]])), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [float("nan")] * 4)), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [0, 0, 0, 0])), "frame 1: transform_matrix: .*not a rotation"),
     (edit(lambda d: d.update(fl_x=-3.0)), "focal length"),
     (edit(lambda d: d.update(fl_x="long")), "fl_x is 'long'"),
     (edit(lambda d: [d.pop("fl_x"), d.pop("fl_y")]), "no focal length"),
     (edit(lambda d: d.update(w=1e9)), "image size"),
-    (edit(lambda d: d.update(w=30)), "cut or turned"),
+    (edit(lambda d: d.update(w=30)), "cropped or rotated"),
     (edit(lambda d: d.update(cx=1e6)), "principal point"),
     (edit(lambda d: d.update(k1=-5.0)), "folds the image"),
     (edit(lambda d: d.update(camera_model="EQUIRECTANGULAR")), "camera_model 'EQUIRECTANGULAR' is not read"),
