@@ -1,5 +1,6 @@
 """Files of a scene: natural order, images and masks by name, names that are safe to write to."""
 
+import itertools
 import re
 from pathlib import Path, PurePosixPath
 
@@ -49,3 +50,9 @@ def inside(folder: Path, name: str | PurePosixPath) -> Path:
     if not target.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{target}: a symbolic link leads out of {folder}; remove the link")
     return target
+
+
+def free_name(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that does not exist."""
+    names = (path if k == 1 else path.with_stem(f"{path.stem}-{k}") for k in itertools.count(1))
+    return next(p for p in names if not (p.exists() or p.is_symlink()))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from process_data.files import free_name
 from process_data.frames import VIDEOS, extract_frames
 from process_data.photos import ADVICE, LEAST, Photo, collect, copy_masks, find_photos, list_photos
 from utils.errors import UserError
@@ -256,12 +257,6 @@ def scene_folder(photos: Path) -> Path:
     raise AssertionError
 
 
-def _free_name(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that does not exist."""
-    names = (path if k == 1 else path.with_name(f"{path.name}-{k}") for k in itertools.count(1))
-    return next(p for p in names if not (p.exists() or p.is_symlink()))
-
-
 def _finish(scene: Path, work: Path, record: dict) -> dict[str, str]:
     """Replace the results of an earlier run; returns {relative path: SHA-256} of the new files. Raises UserError.
 
@@ -272,7 +267,7 @@ def _finish(scene: Path, work: Path, record: dict) -> dict[str, str]:
     written = _checksums(work, PARTS)
     _write_record(scene, {"written": {**(old or {}), **written}})  # complete at every moment, should the program be killed
     if (scene / "masks").exists() and foreign_files(scene, ("masks",), old or {}):
-        aside = _free_name(scene / "masks.old")
+        aside = free_name(scene / "masks.old")
         (scene / "masks").rename(aside)
         log.warning("%s: the masks of earlier photographs are now in %s/", scene, aside.name)
     for part in PARTS:

@@ -5,6 +5,7 @@ Arrays are [H, W, C] in RGB order; pixel centres at integers.
 
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ Image = np.ndarray | Tensor
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's default of 89 megapixels rejects photographs of current phones
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which is not used; damaged pixels are errors
 
 
 def _png_complete(data: bytes) -> bool:

@@ -191,7 +191,7 @@ def test_masks_of_the_user_are_never_deleted(tmp_path, fake_sfm):
         (scene / "masks").mkdir(parents=True)
         (scene / "masks/0.png").write_bytes(b"mine %d" % turn)
         reconstruct(photos, scene)
-    kept = [(scene / name / "0.png").read_bytes() for name in ("masks.old", "masks.old-2", "masks.old-3")]
+    kept = [(scene / name / "0.png").read_bytes() for name in ("masks.old", "masks-2.old", "masks-3.old")]
     assert kept == [b"mine 0", b"mine 1", b"mine 2"] and not (scene / "masks").exists()
 
 
@@ -253,6 +253,7 @@ def test_masks_thumbnails_and_hidden_folders_are_ignored(tmp_path, caplog):
         assert f"1 image files in {where} are ignored" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_exif_counts_as_none(tmp_path):
     """Every byte of the EXIF block changed in turn: the photograph is used, or left out with a reason."""
     photos_in(tmp_path / "in", 3)
