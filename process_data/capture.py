@@ -1,6 +1,6 @@
-"""From what a reader found in files (a list of photographs with cameras) to a `Scene`: sizes, pixels, masks, region of interest.
+"""`Capture`, the result of a reader (photographs with cameras, before any pixel is decoded), and its assembly into a `Scene`.
 
-Photographs are made small as they are read, so that never more than a few lie in memory at their full size.
+Photographs are resized as they are decoded; at most WORKERS of them are in memory at full size.
 """
 
 import logging
@@ -19,22 +19,23 @@ from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
 from process_data.normalize import new_size, points_to_sphere, resize_intrinsics, split_views, to_sphere
 from process_data.region import Views, choose_region
 from utils.errors import UserError, raise_all
-from utils.image import SUFFIXES, as_rgb, image_size, read_raster, resize
+from utils.image import as_rgb, image_size, read_raster, resize
 from utils.memory import check_fits
 from utils.rays import Cameras, Scene
 
 LOG = logging.getLogger("neus")
-WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded at once
+WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded in parallel
+MAX_MASK_RATIO = 100  # pixels of a mask per pixel of its image
 
 
 @dataclass(frozen=True)
 class View:
-    """One photograph: its files and its camera in the world's frame (OpenCV axes, pixel centres at integers)."""
+    """One photograph: its files and its camera in the world (OpenCV axes, pixel centres at integers)."""
 
     name: str
     image: Path
     K: np.ndarray  # [3, 3]
-    size: tuple[int, int]  # width, height that K and lens hold for
+    size: tuple[int, int]  # width, height of the image that K and lens are calibrated for
     c2w: np.ndarray  # [3, 4]
     lens: Lens = field(default_factory=Lens)
     mask: Path | None = None
@@ -42,35 +43,36 @@ class View:
 
 @dataclass(frozen=True)
 class Capture:
-    """A scene before any pixel is read."""
+    """A scene before any pixel is decoded."""
 
     root: Path
     views: list[View]
     points: np.ndarray | None = None  # [P, 3] world
-    test: tuple[int, ...] | None = None  # views held out by the files' own split; None: every cfg.hold_every-th
-    auto_up: str = "given"  # what dataset.up=auto means
-    read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: a picture of it
+    test: tuple[int, ...] | None = None  # held-out views of the split in the files; None: every cfg.hold_every-th view
+    given: np.ndarray | None = None  # [4, 4] unit sphere to world, a region of interest in the files
+    auto_up: str = "given"  # the meaning of dataset.up=auto
+    read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
 
 
 # ---- cameras from files ----
 
 
 def checked_pose(matrix, what: str) -> np.ndarray:
-    """Camera-to-world [3, 4] with its rotation made orthonormal. Raises UserError for what is no rotation and translation."""
+    """Camera-to-world [3, 4] with an orthonormal rotation. Raises UserError unless the matrix is nearly a rigid motion, up to scale."""
     try:
         pose = np.asarray(matrix, np.float64)
     except (TypeError, ValueError, OverflowError):
         pose = np.zeros(0)
     if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all() or np.abs(pose[:3]).max() > 1e12:
-        raise UserError(f"{what}: expected 4x4 finite numbers, camera to world; check the export")
+        raise UserError(f"{what}: expected a 4x4 matrix of finite numbers, camera to world; check the export")
     u, s, vt = np.linalg.svd(pose[:3, :3])
     if np.linalg.det(pose[:3, :3]) <= 0 or s.max() - s.min() > 1e-2 * s.max():
-        raise UserError(f"{what}: its left 3x3 block is no rotation (it stretches or mirrors); check the export")
+        raise UserError(f"{what}: the left 3x3 block is not a rotation (it stretches or mirrors); check the export")
     return np.concatenate([u @ vt, pose[:3, 3:]], 1)
 
 
 def checked_intrinsics(fx: float, fy: float, cx: float, cy: float, size: tuple[int, int], what: str) -> np.ndarray:
-    """K [3, 3] with pixel centres at integers, from values whose centres are at +0.5. Raises UserError for what is no camera."""
+    """K [3, 3] with pixel centres at integers, from values with centres at +0.5. Raises UserError for values out of range."""
     width, height = size
     if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
         raise UserError(f"{what}: image size {width}x{height}, expected 1 to 65535 pixels; check the export")
@@ -81,28 +83,8 @@ def checked_intrinsics(fx: float, fy: float, cx: float, cy: float, size: tuple[i
     return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1.0]])
 
 
-def find_image(base: Path, name: str) -> Path | None:
-    """The file of that name below `base`, with one of the known suffixes when it has none."""
-    try:
-        path = base / name
-        candidates = [path] if path.suffix.lower() in SUFFIXES else [path, *(path.with_name(path.name + s) for s in SUFFIXES)]
-        return next((p for p in candidates if p.is_file()), None)
-    except (OSError, ValueError):  # a name with NUL, or one that is too long
-        return None
-
-
-def find_mask(folders: list[Path], name: str) -> Path | None:
-    """The mask of image `name` (which may lie in a subfolder): same name, with .png for its suffix, or .png added (COLMAP)."""
-    stem = Path(name)
-    for folder in folders:
-        for candidate in (stem, stem.with_suffix(".png"), stem.with_name(stem.name + ".png"), Path(stem.name).with_suffix(".png")):
-            if (folder / candidate).is_file():
-                return folder / candidate
-    return None
-
-
 def masks_complete(views: list[View], root: Path, where: str) -> None:
-    """Raises UserError when some views have a mask file and others have none."""
+    """Raises UserError when some views have a mask file and others do not."""
     lacking = [v for v in views if v.mask is None]
     if lacking and len(lacking) < len(views):
         name = Path(lacking[0].name).with_suffix(".png")
@@ -115,20 +97,20 @@ def masks_complete(views: list[View], root: Path, where: str) -> None:
 
 
 def _fitted(view: View, size: tuple[int, int]) -> np.ndarray:
-    """K for the image file's size, which may be a resized one of the same shape. Raises UserError when it is cut or turned."""
+    """K for the image file, which may be a resized copy. Raises UserError when its aspect ratio is not that of the camera."""
     if size == view.size:
         return view.K
     fx, fy = size[0] / view.size[0], size[1] / view.size[1]
     if abs(fx / fy - 1) > 0.01 + 1.0 / min(size):
         want = f"{view.size[0]}x{view.size[1]}"
         raise UserError(
-            f"{view.image}: {size[0]}x{size[1]} pixels, but its camera is of {want}: cut or turned? expected {want} or a resized copy"
+            f"{view.image}: {size[0]}x{size[1]} pixels, but its camera has {want}: cropped or rotated? expected {want} or a resized copy"
         )
     return resize_intrinsics(view.K, fx, fy)
 
 
 def as_mask(raster: np.ndarray) -> np.ndarray:
-    """[H, W, C] -> [H, W, 1]: alpha where it says anything, else the brightest colour; 0 and 1 mean 0 and 255."""
+    """[H, W, C] -> [H, W, 1]: alpha where it is not 255 throughout, else the largest colour channel; values 0 and 1 become 0 and 255."""
     if raster.shape[2] == 4 and raster[..., 3].min() < 255:
         return np.ascontiguousarray(raster[..., 3:])
     mask = raster[..., :3].max(-1, keepdims=True)
@@ -136,14 +118,14 @@ def as_mask(raster: np.ndarray) -> np.ndarray:
 
 
 class _Developer:
-    """Reads, resizes and undistorts photographs; the map of a camera is made once."""
+    """Resizes and undistorts photographs; the sampling map of each camera is computed once."""
 
     def __init__(self, size: tuple[int, int]):
         self.size = size
         self.maps: dict[tuple, np.ndarray] = {}
 
     def camera(self, view: View, file_size: tuple[int, int]) -> np.ndarray:
-        """K [3, 3] of the developed photograph."""
+        """K [3, 3] of the resized, undistorted photograph."""
         w, h = self.size
         K = resize_intrinsics(_fitted(view, file_size), w / file_size[0], h / file_size[1])
         if view.lens.is_pinhole:
@@ -162,6 +144,7 @@ class _Developer:
         return (view.lens, view.K.tobytes(), view.size, file_size)
 
     def pixels(self, raster: np.ndarray, view: View, file_size: tuple[int, int]) -> np.ndarray:
+        """Resize and undistort uint8 [H, W, C]."""
         small = resize(raster, *self.size)
         mapping = self.maps.get(self._key(view, file_size))
         return small if mapping is None else resample(small, mapping)
@@ -172,47 +155,57 @@ def _alpha_over_white(raster: np.ndarray) -> np.ndarray:
     return np.rint(raster[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def _sizes(views: list[View]) -> list[tuple[int, int]]:
-    problems, sizes = [], []
-    for view in views:
+def _collected(function: Callable, items: list) -> list:
+    """[function(item)] for all items; one UserError lists the failures."""
+    problems, results = [], []
+    for item in items:
         try:
-            sizes.append(image_size(view.image))
+            results.append(function(item))
         except UserError as error:
             problems.append(str(error))
     raise_all(problems)
-    return sizes
+    return results
+
+
+def read_mask(view: View, size: tuple[int, int], decode: Callable[[Path], np.ndarray] | None) -> np.ndarray:
+    """The mask of a photograph of size (width, height), uint8 [H, W, 1]. Raises UserError.
+
+    The aspect ratio is compared in the header, before decoding; a resized copy of the mask is accepted.
+    """
+    if view.mask is None:
+        raise UserError(f"{view.image}: no mask; add it, or set dataset.masks=false")
+    width, height = image_size(view.mask)
+    if abs(width * size[1] / (height * size[0]) - 1) > 0.02 or width * height > MAX_MASK_RATIO * size[0] * size[1]:
+        raise UserError(f"{view.mask}: {width}x{height} pixels, expected {size[0]}x{size[1]}, the size of its image; export it again")
+    return decode(view.mask) if decode else as_mask(read_raster(view.mask))
+
+
+def _common_size(sizes: list[tuple[int, int]], capture: Capture, log: logging.Logger) -> tuple[int, int]:
+    """The most frequent size; a warning for images of another aspect ratio."""
+    common = Counter(sizes).most_common(1)[0][0]
+    odd = sum(abs(s[0] * common[1] / (s[1] * common[0]) - 1) > 0.02 for s in sizes)
+    if odd:
+        message = "%s: %d of %d images do not have the aspect ratio of %dx%d; they are stretched to it, and their cameras with them"
+        log.warning(message, capture.root, odd, len(sizes), *common)
+    return common
 
 
 def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
-    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha, K [N, 3, 3])."""
-    views, sizes = capture.views, _sizes(capture.views)
-    common = Counter(sizes).most_common(1)[0][0]
-    size = new_size(*common, cfg.img_wh, cfg.img_downscale)
-    odd = sum(abs(s[0] * common[1] / (s[1] * common[0]) - 1) > 0.02 for s in sizes)
-    if odd:
-        log.warning(
-            "%s: %d of %d images are of another shape than %dx%d; they are stretched to it, rays and all",
-            capture.root,
-            odd,
-            len(views),
-            *common,
-        )
+    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3])."""
+    views = capture.views
+    sizes = _collected(lambda view: image_size(view.image), views)
+    size = new_size(*_common_size(sizes, capture, log), cfg.img_wh, cfg.img_downscale)
     has_files = cfg.masks and views[0].mask is not None
     line = check_fits(len(views), *size, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
     log.info("%s", line)
 
-    developer, problems, K = _Developer(size), [], np.zeros((len(views), 3, 3))
-    for i, (view, file_size) in enumerate(zip(views, sizes)):
-        try:
-            K[i] = developer.camera(view, file_size)
-        except UserError as error:
-            problems.append(str(error))
-    raise_all(problems)
-
+    developer = _Developer(size)
+    K = np.stack(_collected(lambda pair: developer.camera(*pair), list(zip(views, sizes))))
     images = np.empty((len(views), size[1], size[0], 3), np.uint8)
     use_alpha = cfg.masks and not has_files
 
-    def one(i: int):
+    def one(i: int) -> tuple[np.ndarray | None, str | None]:
+        """Fill images[i]; returns (mask [H, W] or None, error message or None)."""
         view = views[i]
         try:
             raster = developer.pixels(read_raster(view.image), view, sizes[i])
@@ -221,27 +214,24 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
             images[i] = _alpha_over_white(raster) if over_white else as_rgb(raster)
             if not has_files:
                 return (alpha if use_alpha else None), None
-            file = capture.read_mask(view.mask) if capture.read_mask else as_mask(read_raster(view.mask))
-            if abs(file.shape[1] * sizes[i][1] / (file.shape[0] * sizes[i][0]) - 1) > 0.02:
-                return None, f"{view.mask}: {file.shape[1]}x{file.shape[0]} pixels, expected {sizes[i][0]}x{sizes[i][1]} as its image"
-            return developer.pixels(file, view, sizes[i])[..., 0], None
+            return developer.pixels(read_mask(view, sizes[i], capture.read_mask), view, sizes[i])[..., 0], None
         except UserError as error:
             return None, str(error)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(one, range(len(views))))
     raise_all([problem for _, problem in results if problem])
-    found = [mask for mask, _ in results]
-    masks = np.stack(found) if all(mask is not None for mask in found) else None
+    found = [mask for mask, _ in results if mask is not None]
+    masks = np.stack(found) if len(found) == len(views) else None
     if masks is not None and not has_files and masks.min() == 255:
         masks = None
     return images, masks, masks is not None and not has_files, K
 
 
 def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read the photographs and put the region of interest into the unit sphere. Raises UserError that lists all that is wrong."""
+    """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
-        raise UserError(f"{capture.root}: no photographs; check the paths in its files")
+        raise UserError(f"{capture.root}: no photographs; check the image paths in the scene's files")
     images, masks, from_alpha, K = _develop(capture, cfg, log)
     n, height, width = images.shape[:3]
     c2w = np.stack([view.c2w for view in capture.views])
@@ -250,7 +240,8 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         train = tuple(i for i in range(n) if i not in set(test))
     else:
         train, test = split_views(n, cfg.hold_every)
-    to_world, line = choose_region(Views(K, c2w, (width, height), capture.points, masks, train), cfg, auto_up=capture.auto_up)
+    views = Views(K, c2w, (width, height), capture.points, masks, train)
+    to_world, line = choose_region(views, cfg, capture.given, capture.auto_up)
     log.info("%s", line)
     points = None
     if capture.points is not None:

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from confs.schema import DatasetConfig
-from process_data.capture import Capture, View, assemble, checked_intrinsics, find_image, find_mask, masks_complete
+from process_data.capture import Capture, View, assemble, checked_intrinsics, masks_complete
 from process_data.colmap_files import Camera, Image, good_points, read_cameras, read_images, read_points
+from process_data.files import find_image, find_mask
 from process_data.lens import Lens
+from process_data.points import read_ply_points
 from utils.errors import UserError, raise_all
 from utils.rays import Scene
 
@@ -106,12 +108,9 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
 
 def object_points(path: Path) -> np.ndarray:
     """Points [P, 3] of the object alone. Raises UserError."""
-    from utils.mesh import load_mesh
-
-    points = np.asarray(load_mesh(path, points=True).vertices, np.float64)
-    points = points[np.isfinite(points).all(1)]
+    points = read_ply_points(path)
     if len(points) < 10:
-        raise UserError(f"{path}: {len(points)} points, expected those of the whole object; cut it out again, or remove the file")
+        raise UserError(f"{path}: {len(points)} points, expected 10 or more on the object; export it again, or remove the file")
     return points
 
 

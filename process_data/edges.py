@@ -1,8 +1,8 @@
-"""Colours at the edge of a mask: a photograph's pixels there mix the object with what lies behind it.
+"""Colours at mask edges, where a pixel of a photograph mixes object and background.
 
-Composited by a mask that knows only yes and no, such a pixel asks the object to be darker or half transparent just inside
-its outline and of nothing outside, and the surface shrinks by a twentieth to a tenth of a pixel. Training takes the colour of
-the object's nearest pixels instead; the photographs that views are compared with stay as they are.
+Against a binary mask such a pixel is evidence for a darker or half-transparent object just inside the outline, and the surface shrinks by
+0.05 to 0.1 pixels. Training uses the mean colour of the nearest interior pixels instead. Photographs that renderings are compared
+with are not changed.
 """
 
 import cv2
@@ -12,28 +12,28 @@ from torch import Tensor
 
 from utils.rays import Scene
 
-NEAR = np.ones((3, 3), np.uint8)
-AROUND = (5, 5)
+NEIGHBOURS = np.ones((3, 3), np.uint8)
+WINDOW = (5, 5)
 
 
 def edge_colours(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of a mask [H, W] uint8 that touch its outside, and the mean colour of those near them that do not.
+    """Mask pixels that touch the outside, and the mean colour of the interior pixels in a window around each.
 
-    image [H, W, 3] uint8. Returns flat indices [E] int64, ascending, and colours [E, 3] uint8; thin parts that are all edge
-    keep what they have.
+    image [H, W, 3] uint8, mask [H, W] uint8. Returns flat indices [E] int64, ascending, and colours [E, 3] uint8. Edge pixels without
+    interior pixels in their window, as in thin parts, are omitted.
     """
     inside = (mask > 127).astype(np.uint8)
-    core = cv2.erode(inside, NEAR, borderType=cv2.BORDER_REPLICATE)
-    weight = cv2.blur(core.astype(np.float32), AROUND)
+    core = cv2.erode(inside, NEIGHBOURS, borderType=cv2.BORDER_REPLICATE)
+    weight = cv2.blur(core.astype(np.float32), WINDOW)
     index = np.flatnonzero((inside > core) & (weight > 0.5 / 25))
-    colour = cv2.blur(image.astype(np.float32) * core[..., None], AROUND).reshape(-1, 3)[index] / weight.reshape(-1)[index, None]
+    colour = cv2.blur(image.astype(np.float32) * core[..., None], WINDOW).reshape(-1, 3)[index] / weight.reshape(-1)[index, None]
     return index, colour.round().clip(0, 255).astype(np.uint8)
 
 
 def scene_edges(scene: Scene) -> tuple[Tensor, Tensor] | None:
     """Indices [E] int64 into all pixels of the scene, ascending, and colours [E, 3] uint8, over the training views.
 
-    None where there is nothing to repair: no masks, masks not used, or alpha channels, whose colours are the object's own.
+    None without masks, with masks that are not applied, and with alpha channels, whose colours are not mixed.
     """
     if scene.masks is None or scene.test_background != "black":
         return None

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from confs.schema import DatasetConfig
-from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, find_image
+from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose
+from process_data.files import find_image
 from utils.errors import UserError, raise_all
 from utils.image import image_size, read_raster
 from utils.rays import Scene

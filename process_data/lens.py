@@ -1,11 +1,12 @@
-"""Lens distortion, and how to be rid of it once: images are resampled to those of a pinhole camera.
+"""Lens distortion models, and the resampling of photographs to pinhole images.
 
-Points xy [P, 2] lie on the plane z = 1 of the camera (x right, y down). `distort` maps where a pinhole would see a point to where
-the lens puts it. Two families: "brown" with k1 k2 p1 p2 k3 k4 k5 k6 (OpenCV's rational model, OPENCV and FULL_OPENCV of COLMAP;
-https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html), and "fisheye" with k1..k4 (Kannala and Brandt 2006, OpenCV's fisheye);
-"fov" has one angle in radians (Devernay and Faugeras 2001).
+Points xy [P, 2] lie on the plane z = 1 of the camera (x right, y down). `distort` maps pinhole projections to distorted ones. Models:
+"brown" with k1 k2 p1 p2 k3 k4 k5 k6 (OpenCV's rational model, OPENCV and FULL_OPENCV of COLMAP;
+https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html), "fisheye" with k1..k4 (Kannala and Brandt 2006, OpenCV's fisheye), and
+"fov" with one angle in radians (Devernay and Faugeras 2001).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -13,14 +14,14 @@ import numpy as np
 
 from utils.errors import UserError
 
-WIDEST = np.tan(np.radians(70.0))  # what lies further off the axis than 70 degrees is cut away: a plane has no room for it
-ADVICE = "check the calibration, or undistort the photographs beforehand (colmap image_undistorter)"
+WIDEST = np.tan(np.radians(70.0))  # pixels more than 70 degrees off the axis are cropped: pinhole images cannot extend to 90
+ADVICE = "check the calibration, or undistort the photographs with colmap image_undistorter"
 
 
 @dataclass(frozen=True)
 class Lens:
     kind: str = "brown"  # brown, fisheye, fov
-    params: tuple[float, ...] = ()  # missing ones are 0
+    params: tuple[float, ...] = ()  # missing parameters are 0
 
     def __post_init__(self) -> None:
         if not all(np.isfinite(self.params)):
@@ -45,14 +46,15 @@ def _brown(lens: Lens, xy: np.ndarray) -> np.ndarray:
     return np.stack([x * radial + dx, y * radial + dy], 1)
 
 
-def _bent(lens: Lens, angle: np.ndarray) -> np.ndarray:
-    """Angle off the axis -> radius on the image plane, of the fisheye model."""
+def _fisheye_radius(lens: Lens, angle: np.ndarray) -> np.ndarray:
+    """Radius on the image plane of the fisheye model, for angles off the axis."""
     k1, k2, k3, k4 = _padded(lens, 4)
     a2 = angle * angle
     return angle * (1 + a2 * (k1 + a2 * (k2 + a2 * (k3 + a2 * k4))))
 
 
-def _radially(xy: np.ndarray, change) -> np.ndarray:
+def _radially(xy: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Points [P, 2] with their radius r replaced by change(r)."""
     radius = np.linalg.norm(xy, axis=1)
     factor = np.where(radius > 1e-9, change(radius) / np.maximum(radius, 1e-9), change(np.array([1e-9]))[0] / 1e-9)
     return xy * factor[:, None]
@@ -64,7 +66,7 @@ def distort(lens: Lens, xy: np.ndarray) -> np.ndarray:
     if lens.kind == "brown":
         return _brown(lens, xy)
     if lens.kind == "fisheye":
-        return _radially(xy, lambda r: _bent(lens, np.arctan(r)))
+        return _radially(xy, lambda r: _fisheye_radius(lens, np.arctan(r)))
     omega = lens.params[0]
     if abs(omega) < 1e-6:
         return xy
@@ -72,7 +74,7 @@ def distort(lens: Lens, xy: np.ndarray) -> np.ndarray:
 
 
 def _undo_brown(lens: Lens, target: np.ndarray) -> np.ndarray:
-    """Newton's method in the plane from the distorted point."""
+    """Newton's method on the plane, from the distorted point."""
     xy, h = target.copy(), 1e-6
     for _ in range(30):
         error = _brown(lens, xy) - target
@@ -87,27 +89,27 @@ def _undo_brown(lens: Lens, target: np.ndarray) -> np.ndarray:
 
 
 def _undo_fisheye(lens: Lens, target: np.ndarray) -> np.ndarray:
-    """The table of radii over angles, read backwards where it rises, then Newton's method; beyond WIDEST it is cut off."""
+    """Interpolation in a table of radii over angles, then Newton's method; angles are limited to that of WIDEST."""
     angles = np.linspace(0, np.arctan(WIDEST), 4097)
-    table = _bent(lens, angles)
+    table = _fisheye_radius(lens, angles)
     if not (np.diff(table) > 0).all():
         raise UserError(f"fisheye distortion {list(lens.params)} folds the image; {ADVICE}")
 
-    def back(radius: np.ndarray) -> np.ndarray:
+    def undone(radius: np.ndarray) -> np.ndarray:
         wanted = np.minimum(radius, table[-1])
         angle = np.interp(wanted, table, angles)
         for _ in range(4):
-            slope = (_bent(lens, angle + 1e-6) - _bent(lens, angle - 1e-6)) / 2e-6
-            angle = np.clip(angle - (_bent(lens, angle) - wanted) / np.maximum(slope, 1e-6), 0, angles[-1])
+            slope = (_fisheye_radius(lens, angle + 1e-6) - _fisheye_radius(lens, angle - 1e-6)) / 2e-6
+            angle = np.clip(angle - (_fisheye_radius(lens, angle) - wanted) / np.maximum(slope, 1e-6), 0, angles[-1])
         return np.tan(angle)
 
-    return _radially(target, back)
+    return _radially(target, undone)
 
 
 def undistort(lens: Lens, xy: np.ndarray) -> np.ndarray:
-    """Distorted [P, 2] -> undistorted [P, 2], the inverse of `distort` (what lies beyond 70 degrees comes back at 70).
+    """Distorted [P, 2] -> undistorted [P, 2], the inverse of `distort`; angles off the axis above 70 degrees become 70.
 
-    Raises UserError when the distortion folds the image and has no inverse there.
+    Raises UserError when the distortion folds the image, so that no inverse exists.
     """
     xy = np.asarray(xy, np.float64)
     with np.errstate(all="ignore"):
@@ -120,7 +122,7 @@ def undistort(lens: Lens, xy: np.ndarray) -> np.ndarray:
             limit = np.arctan(2 * WIDEST * np.tan(omega / 2))
             return xy if abs(omega) < 1e-6 else _radially(xy, lambda r: np.tan(np.minimum(r * omega, limit)) / (2 * np.tan(omega / 2)))
         found = _undo_brown(lens, xy)
-        # on the way out from the axis the lens must push points outwards all along, or else it folds the image
+        # the distorted radius must increase along the ray from the axis to each point
         rays = found[:, None] * np.linspace(0, 1, 33)[None, 1:, None]
         radii = np.linalg.norm(_brown(lens, rays.reshape(-1, 2)).reshape(*rays.shape), axis=2)
         good = np.abs(_brown(lens, found) - xy).max(1) < 1e-8
@@ -137,14 +139,15 @@ def _border(width: int, height: int, n: int = 65) -> list[np.ndarray]:
 
 
 def _to_plane(K: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Pixels [..., 2] -> points [..., 2] on the plane z = 1."""
     y = (uv[..., 1] - K[1, 2]) / K[1, 1]
     return np.stack([(uv[..., 0] - K[0, 2] - K[0, 1] * y) / K[0, 0], y], -1)
 
 
 def pinhole_intrinsics(lens: Lens, K: np.ndarray, width: int, height: int) -> np.ndarray:
-    """K [3, 3] of the undistorted image of the same size: the largest upright rectangle of which every pixel was photographed.
+    """K [3, 3] of the undistorted image of the same size, whose pixels all lie inside the photograph.
 
-    Raises UserError when the distortion cannot be undone.
+    Raises UserError when the distortion has no inverse or no such image exists.
     """
     if lens.is_pinhole:
         return K
@@ -160,26 +163,37 @@ def pinhole_intrinsics(lens: Lens, K: np.ndarray, width: int, height: int) -> np
 
 
 def source_pixels(lens: Lens, K: np.ndarray, K_new: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Where in the photograph (lens, K) the points uv [..., 2] of the undistorted image (K_new) are found."""
+    """Pixels [..., 2] of the photograph (lens, K) that correspond to pixels uv [..., 2] of the undistorted image (K_new)."""
     plane = _to_plane(K_new, np.asarray(uv, np.float64))
-    bent = distort(lens, plane.reshape(-1, 2)).reshape(plane.shape)
-    return bent @ K[:2, :2].T + K[:2, 2]
+    distorted = distort(lens, plane.reshape(-1, 2)).reshape(plane.shape)
+    return distorted @ K[:2, :2].T + K[:2, 2]
 
 
 def sampling_map(lens: Lens, K: np.ndarray, K_new: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Float32 [H, W, 2] for `resample`."""
+    """Float32 [H, W, 2] for `resample`: pixels of the photograph for each pixel of the undistorted image."""
     v, u = np.mgrid[:height, :width]
     return source_pixels(lens, K, K_new, np.stack([u, v], -1)).astype(np.float32)
 
 
+def inverse_map(lens: Lens, K: np.ndarray, K_new: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Float32 [H, W, 2]: pixels of the undistorted image for each pixel of the photograph. Raises UserError."""
+    v, u = np.mgrid[:height, :width].astype(np.float64)
+    plane = undistort(lens, _to_plane(K, np.stack([u, v], -1)).reshape(-1, 2))
+    return (plane @ K_new[:2, :2].T + K_new[:2, 2]).reshape(height, width, 2).astype(np.float32)
+
+
+def remap(image: np.ndarray, mapping: np.ndarray, interpolation: int, border: int) -> np.ndarray:
+    """Values [H, W, C] of an image at the pixels of mapping [H, W, 2]; cv2's interpolation and border constants."""
+    u, v = (np.ascontiguousarray(mapping[..., k]) for k in (0, 1))
+    return cv2.remap(image, u, v, interpolation, borderMode=border).reshape(*mapping.shape[:2], -1)
+
+
 def resample(image: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] at the places of `mapping`; colours of RGBA are weighted by their alpha."""
-    if image.shape[2] == 4:
-        alpha = image[..., 3:].astype(np.float32) / 255
-        bent = cv2.remap(
-            np.concatenate([image[..., :3] * alpha, 255 * alpha], -1), mapping, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        bent[..., :3] /= np.maximum(bent[..., 3:] / 255, 1e-4)
-        return np.clip(np.rint(bent), 0, 255).astype(np.uint8)
-    how = cv2.INTER_CUBIC if image.shape[2] == 3 else cv2.INTER_LINEAR
-    return cv2.remap(image, mapping, None, how, borderMode=cv2.BORDER_REPLICATE).reshape(*mapping.shape[:2], -1)
+    """uint8 [H, W, C] at the pixels of mapping [H, W, 2]; RGBA colours are weighted by alpha."""
+    if image.shape[2] != 4:
+        return remap(image, mapping, cv2.INTER_CUBIC if image.shape[2] == 3 else cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    alpha = image[..., 3:].astype(np.float32) / 255
+    premultiplied = np.concatenate([image[..., :3] * alpha, 255 * alpha], -1)
+    mean = remap(premultiplied, mapping, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    mean[..., :3] /= np.maximum(mean[..., 3:] / 255, 1e-4)
+    return np.clip(np.rint(mean), 0, 255).astype(np.uint8)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from process_data.capture import checked_pose, find_image
+from process_data.capture import checked_pose
+from process_data.files import find_image
 from process_data.path import look_at
 from process_data.transforms import FLIP, camera_of, read_json
 from utils.errors import UserError, raise_all

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 
+from utils.projection import project
 from utils.rays import Scene
 
 SIZE = 640  # pixels of a panel
@@ -67,9 +68,9 @@ def _centre_photograph(scene: Scene, radius: float, height: int) -> np.ndarray:
         turn = np.linspace(0, 2 * np.pi, 90)[:, None]
         ring = np.cos(turn) * first + np.sin(turn) * np.cross(normal, first)
         x = normal * radius**2 / distance + ring * radius * np.sqrt(1 - (radius / distance) ** 2)
-        q = (x - away) @ c2w[:, :3] @ K.T
-        if (q[:, 2] > 1e-3).all():
-            uv = np.clip(q[:, :2] / q[:, 2:], -1e4, 1e4)
+        uv, depth = project(x, K, c2w)
+        if (depth > 1e-3).all():
+            uv = np.clip(uv, -1e4, 1e4)
             cv2.polylines(photo, [np.rint(uv).astype(np.int32)], True, SPHERE, max(1, photo.shape[1] // 300), cv2.LINE_AA)
     return cv2.resize(photo, (max(1, round(photo.shape[1] * height / photo.shape[0])), height), interpolation=cv2.INTER_AREA)
 

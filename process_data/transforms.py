@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from confs.schema import DatasetConfig
-from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, find_image, find_mask, masks_complete
+from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, masks_complete
+from process_data.files import find_image, find_mask
 from process_data.lens import Lens
+from process_data.points import read_ply_points
 from utils.errors import UserError, raise_all
 from utils.image import image_size
 from utils.rays import Scene
@@ -141,6 +143,13 @@ def _mask(frame: dict, root: Path, folders: list[Path], image: Path, cfg: Datase
     return find_mask(folders, str(Path(*shown.parts[1:]) if len(shown.parts) > 1 else shown))
 
 
+def _is_file(base: Path, name: str) -> bool:
+    try:
+        return (base / name).is_file()
+    except (OSError, ValueError):  # NUL in the name, or a name that is too long
+        return False
+
+
 def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
     """Inverse [4, 4] of nerfstudio's applied_transform (and applied_scale), None when there is none. Raises UserError."""
     if data.get("applied_transform") is None and data.get("applied_scale") is None:
@@ -154,16 +163,12 @@ def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
 
 
 def _points(data: dict, path: Path, log: logging.Logger) -> np.ndarray | None:
-    """Sparse points [P, 3] of `ply_file_path`, in the frame of the transforms; None (with a warning when named) if there are none."""
+    """Points [P, 3] of `ply_file_path`, in the frame of the transforms; None without such a file, with a warning when it is unreadable."""
     name = data.get("ply_file_path")
-    if not isinstance(name, str) or not (path.parent / name).is_file():
+    if not isinstance(name, str) or not _is_file(path.parent, name):
         return None
-    from utils.mesh import load_mesh
-
     try:
-        points = np.asarray(load_mesh(path.parent / name, points=True).vertices, np.float64)
-        points = points[np.isfinite(points).all(1)]
-        return points if len(points) else None
+        return read_ply_points(path.parent / name)
     except UserError as error:
         log.warning("%s; going on without points", error)
         return None

@@ -1,25 +1,35 @@
-"""Images in and out: decoding with a check for truncation, resizing, PNG, colour maps, contact sheets.
+"""Images: decoding with truncation detection, resizing, PNG output, colour maps, contact sheets.
 
 Arrays are [H, W, C] in RGB order; pixel centres at integers.
 """
 
+import io
 import os
+import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 from torch import Tensor
 
 from utils.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # Pillow's names of the formats that are opened
+MAX_PIXELS = 1 << 28  # larger images are refused before they are decoded; phone cameras reach 200 megapixels
+MAX_SIDE = (1 << 16) - 1
 Image = np.ndarray | Tensor
 PNG_MAGIC, JPEG_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
+PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's default of 89 megapixels rejects photographs of current phones
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which is not used; damaged pixels are errors
+
 
 def _png_complete(data: bytes) -> bool:
-    """Walk the chunks (PNG specification, section 5): IEND is reached and the pixel data keep their checksums."""
+    """Whether the chunks of a PNG (PNG specification, section 5) reach IEND and every IDAT checksum is right."""
     at = len(PNG_MAGIC)
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -33,7 +43,7 @@ def _png_complete(data: bytes) -> bool:
 
 
 def _jpeg_complete(data: bytes) -> bool:
-    """Walk the segments to the scan (ITU T.81, annex B) and find the end marker behind it; a thumbnail's marker does not count."""
+    """Whether the end marker follows the start of scan (ITU T.81, annex B). The end marker of an EXIF thumbnail is skipped."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xDA:
@@ -43,47 +53,66 @@ def _jpeg_complete(data: bytes) -> bool:
 
 
 def _complete(data: bytes) -> bool:
-    """OpenCV fills the missing part of a truncated file with grey or black and says nothing, so we look ourselves."""
+    """Whether a PNG or JPEG is complete: OpenCV decodes truncated ones without an error. It detects truncated WebP, TIFF and BMP."""
     if data.startswith(PNG_MAGIC):
         return _png_complete(data)
     return _jpeg_complete(data) if data.startswith(JPEG_MAGIC) else True
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) from the header of a PNG or JPEG, without decoding it. Raises UserError."""
+def _read_bytes(path: str | Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 20)
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists and may be read") from None
-    if head.startswith(PNG_MAGIC) and len(head) >= 24:
-        size = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    else:
-        size = _jpeg_size(head) if head.startswith(JPEG_MAGIC) else None
-    if size is None or not (0 < size[0] < 1 << 16 and 0 < size[1] < 1 << 16):
-        raise UserError(f"{path}: truncated or unreadable image; copy the file again, as PNG or JPEG")
+
+
+def check_size(path: str | Path, width: int, height: int) -> None:
+    """Raises UserError for an image of 0 pixels, a side above 65535 pixels or more than MAX_PIXELS."""
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        limit = f"at most {MAX_SIDE} along a side and {MAX_PIXELS / 1e6:.0f} megapixels"
+        raise UserError(f"{path}: {width}x{height} pixels, expected {limit}; resize the image")
+
+
+def _header_size(path: str | Path, source: str | Path | io.BytesIO, n_bytes: int) -> tuple[int, int]:
+    try:
+        with PIL.Image.open(source, formats=FORMATS) as image:
+            size = image.size
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"{path}: more than {MAX_PIXELS / 1e6:.0f} megapixels, which is the limit; resize the image") from None
+    except Exception:  # noqa: BLE001 - Pillow's parsers raise many types on damaged headers
+        raise UserError(f"{path}: truncated or unreadable image ({n_bytes} bytes); copy the file again, as PNG or JPEG") from None
+    check_size(path, *size)
     return size
 
 
-def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    """Of the frame header, one of the markers C0 to CF but C4, C8 and CC (ITU T.81, annex B)."""
-    at = 2
-    while at + 9 <= len(head) and head[at] == 0xFF:
-        marker = head[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(head[at + 7 : at + 9], "big"), int.from_bytes(head[at + 5 : at + 7], "big")
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(head[at + 2 : at + 4], "big")
-    return None
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) as stored, from the file header. Pixels are not decoded. Raises UserError."""
+    try:
+        n_bytes = Path(path).stat().st_size
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists and may be read") from None
+    return _header_size(path, path, n_bytes)
+
+
+def check_complete(path: str | Path) -> None:
+    """Check an image file for truncation without decoding it. Raises UserError."""
+    data = _read_bytes(path)
+    _header_size(path, io.BytesIO(data), len(data))
+    if not _complete(data):
+        raise UserError(f"{path}: truncated or unreadable image ({len(data)} bytes); copy the file again")
 
 
 def read_raster(path: str | Path) -> np.ndarray:
-    """Decode a PNG or JPEG to uint8 [H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA, straight); 16 bits become 8. Raises UserError."""
+    """Decode an image to uint8 [H, W, C], C = 1 (grey), 3 (RGB) or 4 (RGBA, straight alpha); 16 bits become 8.
+
+    The EXIF orientation of JPEG, PNG and WebP is not applied. Raises UserError.
+    """
+    data = _read_bytes(path)
+    _header_size(path, io.BytesIO(data), len(data))
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists and may be read") from None
-    try:
-        raster = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data and _complete(data) else None
+        raster = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if _complete(data) else None
     except cv2.error:
         raster = None
     if raster is None:
@@ -100,7 +129,7 @@ def read_raster(path: str | Path) -> np.ndarray:
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """uint8 [H, W, 3]; grey is repeated, alpha dropped. Raises UserError."""
+    """Decode an image to uint8 [H, W, 3]; grey is repeated, alpha is dropped. Raises UserError."""
     return as_rgb(read_raster(path))
 
 
@@ -116,9 +145,9 @@ def _resample(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize uint8 [H, W, C]: area average along axes that shrink, linear along axes that grow; pixel u goes to f u + (f - 1) / 2.
+    """Resize uint8 [H, W, C]: area average along axes that shrink, linear interpolation along axes that grow.
 
-    Of RGBA, colours are averaged with their alpha, so that hidden colours do not bleed over the edge.
+    Pixel u is mapped to f u + (f - 1) / 2. RGBA colours are weighted by alpha: colours of transparent pixels do not contribute.
     """
     if image.shape[1::-1] == (width, height):
         return image
@@ -139,7 +168,7 @@ def to_uint8(image: Image) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: Image) -> None:
-    """Write [H, W], [H, W, 1], RGB or RGBA, uint8 or float in [0, 1]; makes the folder. Raises UserError."""
+    """Write [H, W], [H, W, 1], RGB or RGBA, uint8 or float in [0, 1]; creates the folder. Raises UserError."""
     array = to_uint8(image)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
     _, data = cv2.imencode(".png", np.ascontiguousarray(array[..., order]))
@@ -164,7 +193,7 @@ def _plane(image: Image) -> np.ndarray:
 
 
 def depth_to_rgb(depth: Image, opacity: Image | None = None) -> np.ndarray:
-    """Depth [H, W] -> uint8 [H, W, 3]: near red, far blue over the 1st to 99th percentile where opacity > 0.5; black where nothing is."""
+    """Depth [H, W] -> uint8 [H, W, 3], red (near) to blue (far) over the 1st to 99th percentile where opacity > 0.5; black elsewhere."""
     depth = _plane(depth)
     weight = (depth > 0).astype(np.float32) if opacity is None else np.clip(_plane(opacity), 0, 1)
     hit = depth[weight > 0.5]
@@ -182,7 +211,7 @@ def normal_to_rgb(normal: Image, opacity: Image | None = None) -> np.ndarray:
     return to_uint8((normal / np.maximum(length, 1e-6) + 1) / 2 * weight)
 
 
-def sheet(images: list[Image], labels: list[str] | None = None) -> np.ndarray:
+def sheet(images: Sequence[Image], labels: Sequence[str] | None = None) -> np.ndarray:
     """Tile images side by side, top-aligned, with a label in the corner of each; uint8 [max H, sum W, 3]."""
     tiles = [as_rgb(to_uint8(image)).copy() for image in images]
     height = max(tile.shape[0] for tile in tiles)

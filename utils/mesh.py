@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.projection import project
 from utils.rays import Cameras
 
 FORMATS = (".ply", ".obj")
@@ -68,7 +69,7 @@ def cull_by_masks(
     keep = np.ones(len(x), bool)
     for i in range(len(cameras)) if views is None else views:
         mask = cv2.dilate((masks[i].cpu().numpy() > 127).astype(np.uint8), np.ones((2 * r + 1, 2 * r + 1), np.uint8)) > 0
-        uv, z = _project(x, cameras.K[i], cameras.c2w[i])
+        uv, z = project(x, cameras.K[i], cameras.c2w[i])
         uv = np.round(uv).clip(-1, max(h, w)).astype(np.int64)
         seen = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
         keep[seen] &= mask[uv[seen, 1], uv[seen, 0]]
@@ -82,7 +83,7 @@ def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: 
     """
     x, count = np.asarray(mesh.vertices), np.zeros(len(mesh.vertices), np.int64)
     for i in range(len(cameras)) if views is None else views:
-        uv, z = _project(x, cameras.K[i], cameras.c2w[i])
+        uv, z = project(x, cameras.K[i], cameras.c2w[i])
         count += (z > 0) & (uv >= -0.5).all(1) & (uv < (cameras.width - 0.5, cameras.height - 0.5)).all(1)
     keep = count >= min_views
     return mesh if keep.all() else take_faces(mesh, keep[mesh.faces].all(1))
@@ -160,14 +161,6 @@ def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
 
 
 # ------------------------------------------------------------------------------------------------ pictures
-def _project(x: np.ndarray, K: Tensor | np.ndarray, c2w: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points [P, 3] -> pixels [P, 2] (centres at integers) and depth along the optical axis [P]."""
-    K, c2w = np.asarray(K, np.float64), np.asarray(c2w, np.float64)
-    camera = (x - c2w[:3, 3]) @ c2w[:3, :3]
-    pixel = camera @ K.T
-    return pixel[:, :2] / np.where(np.abs(pixel[:, 2:]) < 1e-9, 1e-9, pixel[:, 2:]), camera[:, 2]
-
-
 def _face_colours(mesh: trimesh.Trimesh, faces: np.ndarray, c2w: np.ndarray, color: str) -> np.ndarray:
     """Of the faces asked for [F], [F, 3] float, 0..255. normal: (n + 1) / 2; shade: a light at the camera; vertex: the vertices' colours."""
     corners = np.asarray(mesh.vertices)[mesh.faces[faces]]
@@ -198,7 +191,7 @@ def render_mesh(
     if color not in ("normal", "vertex", "shade"):
         raise ValueError(f"color: expected normal, vertex or shade, got {color!r}")
     c2w = np.asarray(c2w, np.float64)
-    uv, z = _project(np.asarray(mesh.vertices), K, c2w)
+    uv, z = project(np.asarray(mesh.vertices), K, c2w)
     corner, depth = (2 * uv + 0.5)[mesh.faces].astype(np.float32), z[mesh.faces].astype(np.float32)
     nearest = rasterise(corner, depth, 2 * h, 2 * w)
     image = np.full((2 * h * 2 * w, 3), background, np.uint8)

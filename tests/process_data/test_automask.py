@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from confs.schema import DatasetConfig
-from process_data.automask import write_masks
+from process_data.automask import mask_names, write_masks
+from process_data.files import inside
 from process_data.ground import standing_object, support_plane
 from process_data.load import load_scene
+from process_data.transforms import transforms_capture
 from tests import formats
 from utils.errors import UserError
 from utils.image import write_png
@@ -76,12 +78,60 @@ def test_masks_are_found(layout, tmp_path):
 
 
 def test_what_cannot_be_masked(tmp_path):
-    with pytest.raises(UserError, match="of the layout dtu"):
+    with pytest.raises(UserError, match="has the layout dtu"):
         write_masks(DatasetConfig(root_dir=str(formats.write_dtu(tmp_path / "d", formats.make(n_views=4)))), LOG)
     folder = formats.write_transforms(tmp_path / "t", formats.make(n_views=4))
     for path in (folder / "images").iterdir():
         write_png(path, np.full((48, 64, 3), 0.5))
     data = json.loads((folder / "transforms.json").read_text())
     assert len(data["frames"]) == 4
-    with pytest.raises(UserError, match="agree on no object"):
+    with pytest.raises(UserError, match="no object is consistent with all views"):
         write_masks(DatasetConfig(root_dir=str(folder), center=[1e3, 0, 0], radius=1e-3), LOG)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/tmp/outside.png", "a/../../outside.png", "..\\outside.png", "C:/outside.png"])
+def test_masks_are_not_written_outside_the_scene(tmp_path, name):
+    with pytest.raises(UserError, match="expected a relative name"):
+        inside(tmp_path / "masks", name)
+    assert inside(tmp_path / "masks", "left/0.png") == tmp_path / "masks/left/0.png"
+
+
+@pytest.mark.parametrize("layout", ["transforms", "colmap"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_images_outside_the_scene_get_no_masks(layout, absolute, tmp_path):
+    written = formats.make(n_views=4)
+    folder = getattr(formats, f"write_{layout}")(tmp_path / "sub/scene", written, **({"text": True} if layout == "colmap" else {}))
+    (tmp_path / "away").mkdir()
+    (folder / "images").rename(tmp_path / "away/images")
+    if layout == "transforms":
+        path, old = folder / "transforms.json", "images/"
+        new = f"{tmp_path}/away/images/" if absolute else "../../away/images/"
+    else:
+        (folder / "images").mkdir()
+        path, old = folder / "sparse/0/images.txt", "left/"
+        new = f"{tmp_path}/away/images/left/" if absolute else "../../../away/images/left/"
+    path.write_text(path.read_text().replace(old, new))
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    if layout == "transforms" and absolute:  # named by the file name alone: inside masks/
+        assert mask_names(transforms_capture(DatasetConfig(root_dir=str(folder)), LOG), layout, folder / "masks")[0] == "000.png"
+        return
+    with pytest.raises(UserError, match="expected a relative name"):
+        write_masks(DatasetConfig(root_dir=str(folder)), LOG)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/left").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="symbolic link"):
+        inside(tmp_path / "masks", "left/0.png")
+
+
+def test_masks_of_equal_names_are_refused(tmp_path):
+    folder = formats.write_transforms(tmp_path, formats.make(n_views=4))
+    path = folder / "images/001.png"
+    path.rename(path.with_name("000.jpg"))
+    (folder / "transforms.json").write_text((folder / "transforms.json").read_text().replace("images/001.png", "images/000.jpg"))
+    with pytest.raises(UserError, match=r"000.png would be the mask of several images"):
+        write_masks(DatasetConfig(root_dir=str(folder)), LOG)
+    assert not (folder / "masks").exists()

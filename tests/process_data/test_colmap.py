@@ -102,7 +102,7 @@ ERRORS = [
     (lambda f: pack_camera(f, model=99), "unknown model number 99"),
     (lambda f: pack_camera(f, f=float("nan")), "NaN or infinity"),
     (lambda f: pack_camera(f, w=2**50), "image size"),
-    (lambda f: pack_camera(f, w=32), "cut or turned"),
+    (lambda f: pack_camera(f, w=32), "cropped or rotated"),
     (lambda f: (f / "images/left/002.png").write_bytes(b"\x89PNG"), "002.png: truncated or unreadable"),
 ]
 

@@ -136,6 +136,12 @@ def test_rgba_grey_and_16_bits(broken):
     assert (scene.images[0] == 70).all() and scene.masks is None and scene.test_background == "image"
 
 
+def test_digits_that_are_no_numbers(broken):
+    (broken / "image" / "000001.png").rename(broken / "image" / "1²2.png")  # "²".isdigit(), but int("²") fails
+    shutil.rmtree(broken / "mask")
+    assert load_scene(config(broken)).names[1] == "1²2.png"
+
+
 def test_natural_order(broken):
     for i in range(8):
         (broken / "image" / f"{i:06d}.png").rename(broken / "image" / f"view_{i + 4}.png")

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from confs.schema import DatasetConfig
+from process_data import capture
 from process_data.lens import Lens, distort, pinhole_intrinsics, source_pixels, undistort
 from process_data.load import load_scene, recognise
 from process_data.rays import make_rays
@@ -206,7 +208,7 @@ def test_mixed_sizes_are_stretched(tmp_path, caplog):
     path.write_text(json.dumps(data))
     with caplog.at_level(logging.INFO):
         scene = load_scene(config(folder, masks=False), log=LOG)
-    assert "1 of 8 images are of another shape" in caplog.text and scene.images.shape[1:3] == (48, 64)
+    assert "1 of 8 images do not have the aspect ratio" in caplog.text and scene.images.shape[1:3] == (48, 64)
     K = scene.cameras.K[2]
     assert K[0, 0] == pytest.approx(70 * 64 / 48) and K[1, 1] == pytest.approx(73 * 48 / 64) and K[0, 2] == pytest.approx(31.5)
 
@@ -244,15 +246,15 @@ ERRORS = [
     (edit(lambda d: d.pop("frames")), 'list "frames"'),
     (edit(lambda d: d.update(frames=[3])), 'list "frames"'),
     (edit(lambda d: d["frames"][1].pop("file_path")), "frame 1 has no file_path"),
-    (edit(lambda d: d["frames"][1].pop("transform_matrix")), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1].update(transform_matrix=[[1, 2], [3]])), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [float("nan")] * 4)), "frame 1: transform_matrix: expected 4x4"),
-    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [0, 0, 0, 0])), "frame 1: transform_matrix: .*no rotation"),
+    (edit(lambda d: d["frames"][1].pop("transform_matrix")), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1].update(transform_matrix=[[1, 2], [3]])), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [float("nan")] * 4)), "frame 1: transform_matrix: expected a 4x4"),
+    (edit(lambda d: d["frames"][1]["transform_matrix"].__setitem__(0, [0, 0, 0, 0])), "frame 1: transform_matrix: .*not a rotation"),
     (edit(lambda d: d.update(fl_x=-3.0)), "focal length"),
     (edit(lambda d: d.update(fl_x="long")), "fl_x is 'long'"),
     (edit(lambda d: [d.pop("fl_x"), d.pop("fl_y")]), "no focal length"),
     (edit(lambda d: d.update(w=1e9)), "image size"),
-    (edit(lambda d: d.update(w=30)), "cut or turned"),
+    (edit(lambda d: d.update(w=30)), "cropped or rotated"),
     (edit(lambda d: d.update(cx=1e6)), "principal point"),
     (edit(lambda d: d.update(k1=-5.0)), "folds the image"),
     (edit(lambda d: d.update(camera_model="EQUIRECTANGULAR")), "camera_model 'EQUIRECTANGULAR' is not read"),
@@ -288,6 +290,45 @@ def test_memory_is_counted_beforehand(tmp_path, monkeypatch):
             patch.setattr(memory, "available", lambda: 100_000)
             with pytest.raises(UserError, match=r"are free; (set dataset.img_downscale|use a machine)"):
                 load_scene(config(folder), log=LOG)
+
+
+def write_points(path: Path, points: np.ndarray) -> None:
+    path.write_bytes(trimesh.PointCloud(points).export(file_type="ply"))
+
+
+def test_points_of_transforms(tmp_path, caplog):
+    folder = formats.write_transforms(tmp_path, formats.make(), more={"ply_file_path": "points.ply"})
+    points = formats.surface_points()
+    points[3] = np.nan
+    write_points(folder / "points.ply", points)
+    assert load_scene(config(folder), log=LOG).points.shape == (59, 3)  # one vertex that is not finite is dropped
+
+
+@pytest.mark.parametrize("name", ["points.zip", "points.glb", "points.ply"])
+def test_files_that_are_no_point_cloud(tmp_path, name, caplog, monkeypatch):
+    folder = formats.write_transforms(tmp_path, formats.make(), more={"ply_file_path": name})
+    (folder / name).write_bytes(b"PK\x03\x04" + bytes(100))
+    if not name.endswith(".ply"):
+        monkeypatch.setattr(trimesh, "load", lambda *_, **__: pytest.fail("read"))
+    assert load_scene(config(folder), log=LOG).points is None
+    assert "going on without points" in caplog.text
+
+
+def test_names_of_points_that_no_file_has(tmp_path):
+    for name in ("\0", "a" * 5000, 3, "none.ply"):
+        folder = formats.write_transforms(tmp_path, formats.make(n_views=4), more={"ply_file_path": name})
+        assert load_scene(config(folder), log=LOG).points is None
+
+
+def test_a_mask_of_another_shape_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    folder = formats.write_transforms(tmp_path, formats.make(n_views=4))
+    for i in range(4):
+        write_png(folder / f"masks/{i:03d}.png", np.ones((48, 64)))
+    write_png(folder / "masks/002.png", np.ones((1, 4000)))
+    decode = capture.read_raster
+    monkeypatch.setattr(capture, "read_raster", lambda path: pytest.fail("decoded") if "masks/002" in str(path) else decode(path))
+    with pytest.raises(UserError, match="002.png: 4000x1 pixels, expected 64x48"):
+        load_scene(config(folder), log=LOG)
 
 
 # ---- real data ----

@@ -1,12 +1,14 @@
 """Images in and out."""
 
+import zlib
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, resize, sheet, to_uint8, write_png
+from utils.image import MAX_PIXELS, depth_to_rgb, image_size, normal_to_rgb, read_raster, read_rgb, resize, sheet, to_uint8, write_png
 
 
 def test_png_round_trip(tmp_path):
@@ -24,8 +26,9 @@ def test_unwritable_and_absent_paths(tmp_path):
         read_rgb(tmp_path / "none.png")
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("share", np.linspace(0, 0.999, 12))
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
 def test_every_truncation_is_seen(tmp_path, suffix, share):
     image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     data = cv2.imencode(suffix, image)[1].tobytes()
@@ -35,6 +38,45 @@ def test_every_truncation_is_seen(tmp_path, suffix, share):
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match="truncated or unreadable"):
         read_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_sizes_and_pixels_of_every_format(tmp_path, suffix):
+    image = np.kron(np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    path = tmp_path / f"a{suffix}"
+    cv2.imwrite(str(path), image[..., ::-1])
+    assert image_size(path) == (40, 32)
+    assert np.abs(read_raster(path).astype(int) - image).mean() < (12 if suffix in (".jpg", ".webp") else 1e-9)
+
+
+def test_a_jpeg_with_large_app_segments(tmp_path):
+    """More than a mebibyte before the frame header: maker notes, multi-picture and depth data."""
+    data = cv2.imencode(".jpg", np.zeros((30, 40, 3), np.uint8))[1].tobytes()
+    segment = b"\xff\xe9" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    (tmp_path / "a.jpg").write_bytes(data[:2] + 20 * segment + data[2:])
+    assert image_size(tmp_path / "a.jpg") == (40, 30) and read_rgb(tmp_path / "a.jpg").shape == (30, 40, 3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + bytes([8, 0, 0, 0, 0])) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_limit_of_pixels(tmp_path, monkeypatch):
+    """200 megapixels are read; an image that would decode to gigabytes is refused by its header."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(16320, 12240))
+    assert image_size(path) == (16320, 12240) and MAX_PIXELS > 16320 * 12240
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for width, height in ((20_000, 20_000), (60_000, 60_000), (70_000, 10), (0, 5)):
+        path.write_bytes(png_header(width, height))
+        for read in (image_size, read_raster):
+            with pytest.raises(UserError, match="megapixels|truncated or unreadable"):
+                read(path)
 
 
 def test_resize_is_exact_on_a_ramp():

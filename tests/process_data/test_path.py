@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from process_data.path import look_at, look_point, orbit, up_axis
+from process_data.axes import up_axis
+from process_data.path import look_at, orbit, orbit_target
 from tests.scenes import ring_cameras
 from utils.rays import Cameras
 
@@ -43,7 +44,7 @@ def test_every_orbit(name, n):
     c2w = path.c2w.double()
     assert len(path) == n and (path.height, path.width) == (30, 40) and torch.isfinite(c2w).all()
     assert (c2w[:, :, 3].norm(dim=1) > 1.05).all()
-    target = torch.tensor(look_point(SETS[name]))
+    target = torch.tensor(orbit_target(SETS[name]))
     aim = torch.nn.functional.normalize(target - c2w[:, :, 3], dim=1)
     assert ((aim * c2w[:, :, 2]).sum(1) > 1 - 1e-5).all()
     eye = torch.eye(3, dtype=torch.float64).expand(n, 3, 3)
@@ -58,7 +59,7 @@ def test_every_orbit(name, n):
 def test_an_arc_is_followed_to_and_fro(axis):
     c2w = arc(9, 100, axis=axis)
     np.testing.assert_allclose(up_axis(c2w), np.asarray(axis) / np.linalg.norm(axis), atol=0.02)
-    np.testing.assert_allclose(look_point(c2w), 0, atol=1e-3)
+    np.testing.assert_allclose(orbit_target(c2w), 0, atol=1e-3)
     path = orbit(cameras(c2w), 48).c2w[:, :, 3].double().numpy()
     nearest = np.linalg.norm(path[:, None] - c2w[None, :, :, 3], axis=-1).min(1)
     assert nearest.max() < 0.5  # stays near the captured cameras

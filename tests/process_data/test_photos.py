@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,14 +11,16 @@ from PIL import Image
 import run
 from process_data import sfm
 from process_data.photos import collect, copy_masks, find_photos
-from process_data.sfm import _pairs, reconstruct
+from process_data.sfm import _pairs, reconstruct, scene_folder
 from utils.errors import UserError
 from utils.image import read_rgb, write_png
 
 FOX = Path(__file__).parents[3] / "shared" / "data" / "fox" / "images"
 
 
-def photo(path: Path, seed: int, orientation: int = 1, size=(40, 30), model: str = "phone", focal: float = 4.2) -> np.ndarray:
+def photo(
+    path: Path, seed: int, orientation: int = 1, size=(40, 30), model: str = "phone", focal: float = 4.2, zoom: float = 1.0
+) -> np.ndarray:
     """A JPEG with EXIF; returns its pixels upright."""
     rng = np.random.default_rng(seed)
     upright = np.kron(rng.integers(0, 255, (size[1] // 10, size[0] // 10, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
@@ -27,6 +30,7 @@ def photo(path: Path, seed: int, orientation: int = 1, size=(40, 30), model: str
     exif = Image.Exif()
     exif[274], exif[272] = orientation, model
     exif.get_ifd(34665)[37386] = focal
+    exif.get_ifd(34665)[41988] = zoom
     path.parent.mkdir(parents=True, exist_ok=True)
     stored.save(path, quality=100, subsampling=0, exif=exif)
     return upright
@@ -74,7 +78,7 @@ def test_scene_and_photographs_lie_apart(tmp_path):
     for i in range(3):
         photo(tmp_path / f"in/{i}.jpg", i)
     for scene in (tmp_path / "in", tmp_path / "in/scene", tmp_path):
-        with pytest.raises(UserError, match="lie in each other"):
+        with pytest.raises(UserError, match="contains the other"):
             reconstruct(tmp_path / "in", scene)
 
 
@@ -101,7 +105,7 @@ def test_masks_turn_with_their_photographs(tmp_path):
     photos, _ = collect(tmp_path / "in", tmp_path / "out")
     copy_masks(photos, tmp_path / "masks", tmp_path / "in", tmp_path / "got")
     for i in range(3):
-        np.testing.assert_array_equal(read_rgb(tmp_path / f"got/{i}.png")[..., 0] > 127, mask > 0)
+        np.testing.assert_array_equal(read_rgb(tmp_path / f"got/{i}.jpg.png")[..., 0] > 127, mask > 0)
     (tmp_path / "masks/1.png").unlink()
     with pytest.raises(UserError, match=r"no mask for 1.jpg \(1 of 3 are missing\)"):
         copy_masks(photos, tmp_path / "masks", tmp_path / "in", tmp_path / "got")
@@ -133,12 +137,177 @@ def test_photographs_that_do_not_fit_together(tmp_path):
     assert not (tmp_path / "scene/sparse").exists() and not (tmp_path / "scene/sfm.part").exists()
 
 
-def test_a_foreign_reconstruction_is_not_overwritten(tmp_path):
+@pytest.fixture
+def fake_sfm(monkeypatch):
+    """`reconstruct` without pycolmap: copies of the photographs and an empty reconstruction."""
+
+    def fake(_, source, work, masks, *more):
+        photos, left_out = collect(source, work / "images")
+        if masks is not None:
+            copy_masks(photos, masks, source, work / "masks")
+        (work / "sparse/0").mkdir(parents=True)
+        (work / "sparse/0/images.bin").write_bytes(b"cameras")
+        return sfm.Report(len(photos), len(photos), 0.5, 0, 1, left_out)
+
+    monkeypatch.setattr(sfm, "_pycolmap", lambda: None)
+    monkeypatch.setattr(sfm, "_reconstruct", fake)
+
+
+def photos_in(folder: Path, n: int = 4, first: int = 0) -> Path:
+    for i in range(first, first + n):
+        photo(folder / f"{i}.jpg", i)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["images/mine.jpg", "images/sub/mine.jpg", "sparse/0/mine.bin", "sfm.json"])
+def test_foreign_files_of_the_scene_folder_stay(tmp_path, fake_sfm, name):
+    mine = tmp_path / "scene" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"first: {name}|sfm.json: not a record of --photos"):
+        reconstruct(photos_in(tmp_path / "in"), tmp_path / "scene")
+    assert mine.read_bytes() == b"mine"
+    assert [p for p in (tmp_path / "scene").rglob("*") if p.is_file()] == [mine]
+
+
+def test_own_results_are_replaced_and_changed_ones_stay(tmp_path, fake_sfm):
+    photos, scene = photos_in(tmp_path / "in"), tmp_path / "scene"
+    reconstruct(photos, scene)
+    assert sorted(p.name for p in (scene / "images").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    photos_in(photos, 1, first=4)
+    assert reconstruct(photos, scene).given == 5 and len(list((scene / "images").iterdir())) == 5
+    assert sorted(p.name for p in scene.iterdir()) == ["images", "sfm.json", "sparse"]
+    (scene / "images/2.jpg").write_bytes(b"retouched")
+    photos_in(photos, 1, first=5)
+    with pytest.raises(UserError, match=r"1 file\(s\) not written by --photos, or changed since \(first: images/2.jpg\)"):
+        reconstruct(photos, scene)
+    assert (scene / "images/2.jpg").read_bytes() == b"retouched"
+
+
+def test_masks_of_the_user_are_never_deleted(tmp_path, fake_sfm):
+    photos, scene = photos_in(tmp_path / "in"), tmp_path / "scene"
+    for turn in range(3):
+        photos_in(photos, 1, first=4 + turn)
+        (scene / "masks").mkdir(parents=True)
+        (scene / "masks/0.png").write_bytes(b"mine %d" % turn)
+        reconstruct(photos, scene)
+    kept = [(scene / name / "0.png").read_bytes() for name in ("masks.old", "masks-2.old", "masks-3.old")]
+    assert kept == [b"mine 0", b"mine 1", b"mine 2"] and not (scene / "masks").exists()
+
+
+def test_a_link_to_the_users_folder_is_not_followed(tmp_path, fake_sfm):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/a.jpg").write_bytes(b"mine")
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene/images").symlink_to(tmp_path / "album")
+    with pytest.raises(UserError, match="first: images"):
+        reconstruct(photos_in(tmp_path / "in"), tmp_path / "scene")
+    assert (tmp_path / "album/a.jpg").read_bytes() == b"mine"
+
+
+def test_a_failed_run_leaves_the_scene_as_it_was(tmp_path, fake_sfm, monkeypatch):
+    photos, scene = photos_in(tmp_path / "in"), tmp_path / "scene"
+    reconstruct(photos, scene)
+    before = {p: p.read_bytes() for p in scene.rglob("*") if p.is_file()}
+    photos_in(photos, 1, first=9)
+
+    def broken(*_):
+        raise UserError("broken")
+
+    monkeypatch.setattr(sfm, "_reconstruct", broken)
+    with pytest.raises(UserError, match="broken"):
+        reconstruct(photos, scene)
+    assert {p: p.read_bytes() for p in scene.rglob("*") if p.is_file()} == before
+
+
+def test_scene_names(tmp_path, fake_sfm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for photos, want in (
+        ("cat/images", "inputs/cat"), ("dog/images", "inputs/dog"), ("cow/DCIM/100CANON", "inputs/cow"), ("owl", "inputs/owl"),
+        ("inputs/pig", "inputs/pig-scene"), ("inputs/hen/images", "inputs/hen-scene"),
+    ):  # fmt: skip
+        Path(photos).mkdir(parents=True)
+        assert scene_folder(Path(photos)) == Path(want)
+    Path("yard.mp4").write_bytes(b"")
+    assert scene_folder(Path("yard.mp4")) == Path("inputs/yard")
+    # the scene of other photographs is not overwritten
+    reconstruct(photos_in(Path("cat/images")), scene_folder(Path("cat/images")))
+    assert scene_folder(Path("cat/images")) == Path("inputs/cat")
+    photos_in(Path("b/cat"))
+    assert scene_folder(Path("b/cat")) == Path("inputs/cat-2")
+    photos_in(Path("b/cat"), 1, first=7)
+    with pytest.raises(UserError, match="the scene of other photographs"):
+        reconstruct(Path("b/cat"), Path("inputs/cat"))
+
+
+def test_masks_thumbnails_and_hidden_folders_are_ignored(tmp_path, caplog):
+    photos_in(tmp_path / "in")
+    for i, name in enumerate(("masks/0.jpg", "sub/Thumbs/0.jpg", ".cache/0.jpg", "@eaDir/x/0.jpg", "._0.jpg")):
+        photo(tmp_path / "in" / name, 20 + i)
+    photo(tmp_path / "in/sub/8.jpg", 30)
+    assert [p.name for p in find_photos(tmp_path / "in")] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "8.jpg"]
+    with caplog.at_level(logging.INFO):
+        sfm._log_skipped(tmp_path / "in")
+    assert "1 image files in masks/ are ignored; --masks makes use of them" in caplog.text
+    for where in ("Thumbs/", ".cache/", "@eaDir/", "hidden files"):
+        assert f"1 image files in {where} are ignored" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_exif_counts_as_none(tmp_path):
+    """Every byte of the EXIF block changed in turn: the photograph is used, or left out with a reason."""
+    photos_in(tmp_path / "in", 3)
+    whole = (tmp_path / "in/0.jpg").read_bytes()
+    at = whole.index(b"Exif\0\0") + 6
+    rng = np.random.default_rng(0)
+    for k in range(150):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[at + int(rng.integers(0, 100))] = int(rng.choice([0, 1, 4, 255, int(rng.integers(256))]))
+        (tmp_path / "in" / f"m{k}.jpg").write_bytes(data)
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert len(photos) + len(left_out) == 153 and len(photos) > 100
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif", ".bmp"])
+def test_other_formats_become_jpeg(tmp_path, suffix):
     for i in range(3):
-        photo(tmp_path / f"in/{i}.jpg", i)
-    (tmp_path / "scene/sparse/0").mkdir(parents=True)
-    with pytest.raises(UserError, match="reconstruction of other origin"):
-        reconstruct(tmp_path / "in", tmp_path / "scene")
+        picture = np.kron(np.random.default_rng(i).integers(0, 255, (6, 8, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / f"in/{i}{suffix}")
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert [p.name for p in photos] == ["0.jpg", "1.jpg", "2.jpg"] and not left_out
+    assert np.abs(read_rgb(tmp_path / "out/2.jpg").astype(int) - picture).mean() < 12
+
+
+def test_odd_digits_in_names(tmp_path):
+    for i, name in enumerate(("1²2.jpg", "1٣.jpg", "10.jpg", "9.jpg")):
+        photo(tmp_path / "in" / name, i)
+    assert [p.name for p in find_photos(tmp_path / "in")][-3:] == ["1٣.jpg", "9.jpg", "10.jpg"]
+
+
+def test_digital_zoom_separates_cameras(tmp_path):
+    for i, zoom in enumerate((1.0, 1.0, 2.0)):
+        photo(tmp_path / f"in/{i}.jpg", i, zoom=zoom)
+    photos, _ = collect(tmp_path / "in", tmp_path / "out")
+    assert photos[0].camera == photos[1].camera != photos[2].camera
+    assert sfm.lens_model(9) == "SIMPLE_RADIAL" and sfm.lens_model(10) == "OPENCV"
+
+
+def test_blurred_photographs_are_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        detail = rng.normal(0, 1, (300, 400))
+        spectrum = np.fft.rfft2(detail) / np.maximum(np.hypot(np.fft.fftfreq(300)[:, None], np.fft.rfftfreq(400)), 1e-3)
+        grey = np.fft.irfft2(spectrum, (300, 400))
+        picture = np.clip(128 + 40 * grey / grey.std(), 0, 255).astype(np.uint8)
+        if i in (2, 5):
+            picture = cv2.blur(picture, (9, 1) if i == 2 else (1, 9))
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.dstack([picture] * 3)).save(tmp_path / f"in/{i}.jpg", quality=95)
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert set(left_out) == {"2.jpg", "5.jpg"} and "blurred: its sharpness is 0." in left_out["2.jpg"]
+    assert len(photos) == 6 and len(list((tmp_path / "out").iterdir())) == 6
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
@@ -163,7 +332,7 @@ def test_some_photographs_of_the_fox(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         report = reconstruct(tmp_path / "in", tmp_path / "scene")
     assert report.registered == 12 and report.error < 0.8 and report.cameras == 1
-    assert reconstruct(tmp_path / "in", tmp_path / "scene") == report and "are known" in caplog.text
+    assert reconstruct(tmp_path / "in", tmp_path / "scene") == report and "reconstructed before" in caplog.text
     from confs.schema import DatasetConfig
     from process_data.load import load_scene
 

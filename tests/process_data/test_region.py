@@ -7,12 +7,13 @@ import pytest
 
 from confs.load import load_config
 from confs.schema import DatasetConfig
-from process_data.ground import ground_up
+from process_data.axes import convergence_point
+from process_data.ground import ground_normal
 from process_data.hull import silhouettes, visual_hull
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
 from process_data.preview import scene_picture
-from process_data.region import Views, choose_region, framed_radius, meeting_point, smallest_ball
+from process_data.region import Views, choose_region, framed_radius, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
 from utils.errors import UserError
@@ -34,18 +35,18 @@ def cloud(rng, n: int = 400, size: float = 0.8, far: int = 60) -> np.ndarray:
     return np.concatenate([near, rng.standard_normal((far, 3)) * 60])
 
 
-def test_meeting_point_is_robust():
+def test_convergence_point_is_robust():
     v = views()
     v.c2w[3, :, :3] = v.c2w[3, :, :3] @ np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # one camera looks aside
-    point, share = meeting_point(v.c2w)
+    point, share = convergence_point(v.c2w)
     np.testing.assert_allclose(point, [5, 6, 7], atol=0.02)
     assert share == pytest.approx(11 / 12)
 
 
-def test_parallel_cameras_meet_nowhere():
+def test_parallel_axes_do_not_converge():
     c2w = np.repeat(np.eye(3, 4)[None], 5, 0)
     c2w[:, 0, 3] = range(5)
-    assert meeting_point(c2w)[1] == 0
+    assert convergence_point(c2w)[1] == 0
 
 
 def test_framed_radius_by_hand():
@@ -98,7 +99,7 @@ def test_up_by_cameras_ground_and_hand():
         np.testing.assert_allclose(R[:, 2], want, atol=accuracy)
         np.testing.assert_allclose(R.T @ R, np.eye(3), atol=1e-12)
         assert np.linalg.det(R) == pytest.approx(1)
-    assert ground_up(rng.uniform(-1, 1, (10, 3)), normal) is None
+    assert ground_normal(rng.uniform(-1, 1, (10, 3)), normal) is None
 
 
 def test_masks_bound_the_object_tightly(tmp_path):
