@@ -33,7 +33,9 @@ def soup(kind, rng):
 
 
 @pytest.mark.parametrize("kind", ["ball", "small", "large", "mixed"])
-@pytest.mark.parametrize("method", ["numpy", pytest.param("warp", marks=needs_warp), pytest.param("cuda", marks=[needs_warp, pytest.mark.gpu])])
+@pytest.mark.parametrize(
+    "method", ["numpy", pytest.param("warp", marks=needs_warp), pytest.param("cuda", marks=[needs_warp, pytest.mark.gpu])]
+)
 def test_nearest_triangle_by_trying_them_all(kind, method):
     rng = np.random.default_rng(0)
     triangles = soup(kind, rng)

@@ -131,7 +131,9 @@ def test_without_the_package_the_next_step_is_named(tmp_path, monkeypatch):
         read_light(tmp_path / "a.exr")
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), (b"", "neither"), (b"GIF89a", "neither"), (b"#?RADIANCE\n", "truncated")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no such file"), (b"", "neither"), (b"GIF89a", "neither"), (b"#?RADIANCE\n", "truncated")]
+)
 def test_other_files_are_refused(content, message, tmp_path):
     if content is not None:
         (tmp_path / "a.hdr").write_bytes(content)
