@@ -15,8 +15,8 @@ from models.lights import map_directions
 from models.material import MaterialModel
 from systems.export import mesh_views
 from utils.atlas import Atlas, spread, texels, unwrap
-from utils.checkpoint import write_atomic
 from utils.colour import linear_to_srgb
+from utils.files import write_atomic
 from utils.hdr import write_hdr
 from utils.image import write_png
 from utils.log import RunFolder

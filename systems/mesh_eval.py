@@ -1,60 +1,147 @@
 """A mesh against the truth: accuracy (prediction to truth), completeness (truth to prediction), Chamfer, F-score, normals.
 
-Distances go from uniform samples of one surface to the other surface itself: the distance to a triangle is exact, and the
-triangles tried are those of the nearest centroids (small faces) and of the nearest of a dense sampling (large faces). Not
-squared, not clipped. Nothing is culled here.
+Distances go from samples of one surface, uniform by area, to the nearest point of the other surface's triangles. They are
+neither squared nor clipped, and no part of either surface is culled here. The nearest triangle comes from Warp's bounding
+volume hierarchy, or from a k-d tree of centroids; the distance to it is computed in float64. Letters: P points, F faces.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import trimesh
 from scipy.spatial import cKDTree
 
+from utils.device import missing
+
 THRESHOLDS = (0.0025, 0.005, 0.01, 0.02)
-NEAREST = (6, 4)  # triangles tried, by centroid and by sample
-STEP = 50_000  # points at once
+STEP = 50_000  # points whose distances are computed at once
+PAIRS = 1_000_000  # pairs of a point and a triangle at once
 
 
+# ------------------------------------------------------------------------------------------------ nearest triangle
+def distances(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Exact distance of each of P points [P, 3] to its own triangle [P, 3, 3] -> [P], float64."""
+    parts = [
+        np.linalg.norm(trimesh.triangles.closest_point(triangles[a : a + STEP], points[a : a + STEP]) - points[a : a + STEP], axis=1)
+        for a in range(0, len(points), STEP)
+    ]
+    return np.concatenate(parts)
+
+
+def nearest_numpy(triangles: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Index of the nearest of F triangles [F, 3, 3] for each of P points [P, 3] -> [P] int64: the specification, on the CPU.
+
+    A point's distance to the triangle of the nearest centroid bounds the search: no triangle is nearer whose centroid lies
+    further away than that bound plus the largest distance from its centroid to a corner. Triangles are searched in groups
+    of like size.
+    """
+    centroids = triangles.mean(1)
+    radius = np.linalg.norm(triangles - centroids[:, None], axis=2).max(1)
+    face = cKDTree(centroids).query(points, workers=-1)[1].astype(np.int64)
+    best = distances(points, triangles[face])
+    size = np.ceil(np.log2(np.maximum(radius, 1e-30)))
+    for group in (np.flatnonzero(size == s) for s in np.unique(size)):
+        tree, reach = cKDTree(centroids[group]), radius[group].max() * (1 + 1e-9)
+        count = tree.query_ball_point(points, best + reach, workers=-1, return_length=True)
+        for part in np.split(np.arange(len(points)), _cuts(count)):
+            found = tree.query_ball_point(points[part], best[part] + reach, workers=-1)
+            length = np.array([len(f) for f in found])
+            if not length.sum():
+                continue
+            row = np.repeat(part, length)
+            candidate = group[np.concatenate([f for f in found if f]).astype(np.int64)]
+            d = distances(points[row], triangles[candidate])
+            order = np.lexsort((d, row))
+            first = order[np.unique(row[order], return_index=True)[1]]  # the nearest candidate of each point
+            first = first[d[first] < best[row[first]]]
+            best[row[first]], face[row[first]] = d[first], candidate[first]
+    return face
+
+
+def _cuts(count: np.ndarray) -> np.ndarray:
+    """Indices that split [P] counts into runs of about PAIRS in sum."""
+    run = np.cumsum(count) // PAIRS
+    return np.flatnonzero(np.diff(run)) + 1
+
+
+@functools.cache
+def _kernel():
+    import warp as wp
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def nearest(mesh: wp.uint64, points: wp.array(dtype=wp.vec3), far: float, begin: int, stop: int, run: int, face: wp.array(dtype=int)):
+        first = begin + wp.tid() * run
+        for i in range(first, wp.min(first + run, stop)):
+            hit = wp.mesh_query_point_no_sign(mesh, points[i], far)
+            if hit.result:
+                face[i] = hit.face
+
+    return nearest
+
+
+def nearest_warp(triangles: np.ndarray, points: np.ndarray, device: torch.device) -> np.ndarray:
+    """`nearest_numpy` by Warp's bounding volume hierarchy, in float32 about the centre of the mesh, on `device`."""
+    import warp as wp
+
+    from utils import warp_launch
+
+    low, high = triangles.min((0, 1)), triangles.max((0, 1))
+    centre, scale = (low + high) / 2, max(float((high - low).max()) / 2, 1e-30)
+    vertices, query = (
+        torch.from_numpy(np.ascontiguousarray(((x - centre) / scale).reshape(-1, 3), np.float32)).to(device) for x in (triangles, points)
+    )
+    mesh = warp_launch.triangle_mesh(vertices, torch.arange(len(vertices), dtype=torch.int32, device=device).view(-1, 3))
+    far = 2 * (float(query.abs().max()) + 1)  # beyond every distance from a point to a triangle
+    face = torch.full((len(query),), -1, dtype=torch.int32, device=device)
+    arrays = warp_launch.array(query, wp.vec3), warp_launch.array(face, wp.int32)
+
+    def part(begin: int, stop: int) -> None:
+        run = 1 if device.type == "cuda" else stop - begin
+        inputs = [mesh.id, arrays[0], far, begin, stop, run, arrays[1]]
+        warp_launch.launch(_kernel(), -(-(stop - begin) // run), inputs, device)
+
+    warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(len(query), device, 256)])
+    return face.long().cpu().numpy()
+
+
+def nearest_triangles(triangles: np.ndarray, points: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+    """`nearest_warp` where Warp runs, else `nearest_numpy`."""
+    device = torch.device(device)
+    return nearest_numpy(triangles, points) if missing("warp", device) else nearest_warp(triangles, points, device)
+
+
+# ------------------------------------------------------------------------------------------------ the comparison
 class _Surface:
-    """A mesh, or the vertices of a point cloud (a mesh without faces), that tells distances."""
+    """A mesh, or a point cloud (a mesh without faces): samples of it, and distances to it."""
 
-    def __init__(self, mesh: trimesh.Trimesh, n: int, seed: int) -> None:
-        self.mesh, self.cloud = mesh, not len(getattr(mesh, "faces", ()))
+    def __init__(self, mesh: trimesh.Trimesh, n: int, seed: int, device: torch.device | str) -> None:
         vertices = np.asarray(mesh.vertices, np.float64)
         if not len(vertices):
             raise ValueError("evaluate_mesh: one of the meshes is empty")
-        if self.cloud:
+        self.is_cloud, self.device = not len(getattr(mesh, "faces", ())), device
+        if self.is_cloud:
             chosen = np.random.default_rng(seed).permutation(len(vertices))[:n]
             self.samples, self.normals, self.tree = vertices[chosen], None, cKDTree(vertices)
-        else:
-            points, face = trimesh.sample.sample_surface(mesh, n, seed=seed)
-            self.samples, self.normals = np.asarray(points), self._normals(face)
-            points, self.face = trimesh.sample.sample_surface(mesh, 3 * n, seed=seed + 1)
-            self.tree, self.centroids = cKDTree(points), cKDTree(vertices[np.asarray(mesh.faces)].mean(1))
+            return
+        triangles = vertices[np.asarray(mesh.faces)]
+        normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+        area = np.linalg.norm(normals, axis=1)
+        if not area.max() > 0:
+            raise ValueError("evaluate_mesh: one of the meshes has no area")
+        self.triangles, self.face_normals = triangles[area > 0], normals[area > 0] / area[area > 0, None]
+        points, face = trimesh.sample.sample_surface(mesh, n, seed=seed)
+        self.samples = np.asarray(points)
+        self.normals = normals[face] / area[face, None]
 
-    def _normals(self, face: np.ndarray) -> np.ndarray:
-        corner = np.asarray(self.mesh.vertices)[np.asarray(self.mesh.faces)[face]]
-        normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-        return normal / np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-30)
-
-    def distance(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Distance of q [P, 3] to this surface [P] and its unit normal there [P, 3] (None for a point cloud)."""
-        if self.cloud:
-            return self.tree.query(q, workers=-1)[0], None
-        parts = [self._to_triangles(q[a : a + STEP]) for a in range(0, len(q), STEP)]
-        return np.concatenate([d for d, _ in parts]), self._normals(np.concatenate([f for _, f in parts]))
-
-    def _to_triangles(self, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        _, small = self.centroids.query(q, k=range(1, 1 + min(NEAREST[0], self.centroids.n)), workers=-1)
-        _, large = self.tree.query(q, k=range(1, 1 + min(NEAREST[1], self.tree.n)), workers=-1)
-        face = np.concatenate([small, self.face[large]], 1)  # [P, T]
-        triangle = np.asarray(self.mesh.vertices)[np.asarray(self.mesh.faces)[face]]  # [P, T, 3, 3]
-        foot = trimesh.triangles.closest_point(triangle.reshape(-1, 3, 3), np.repeat(q, face.shape[1], 0))
-        d = np.linalg.norm(foot.reshape(*face.shape, 3) - q[:, None], axis=2)
-        best = d.argmin(1)
-        return d[np.arange(len(q)), best], face[np.arange(len(q)), best]
+    def distance(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Distance of points [P, 3] to this surface [P] and its unit normal at the nearest point [P, 3] (None for a point cloud)."""
+        if self.is_cloud:
+            return self.tree.query(points, workers=-1)[0], None
+        face = nearest_triangles(self.triangles, points, self.device)
+        return distances(points, self.triangles[face]), self.face_normals[face]
 
 
 def evaluate_mesh(
@@ -64,24 +151,25 @@ def evaluate_mesh(
     thresholds: Sequence[float] = THRESHOLDS,
     unit: float = 1.0,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Compare pred with gt (a mesh, or points: a mesh without faces) in the same frame.
 
     n: samples of each surface. unit: length that distances are divided by (the unit sphere's radius in world units).
-    thresholds: distances of the F-score, after that division. Normal consistency is the mean |cosine| between the normals
-    of a sample and of its nearest point, both ways averaged; None when gt has no faces. Errors: ValueError for an empty mesh.
+    thresholds: distances of the F-score, after that division. device: where Warp's mesh queries run. Normal consistency is
+    the mean |cosine| between the normals of a sample and of its nearest point, both ways averaged; None when gt has no
+    faces. Errors: ValueError for an empty mesh.
     """
     if n < 1 or not unit > 0:
         raise ValueError(f"evaluate_mesh: n and unit must be positive, got {n} and {unit}")
     if not len(getattr(pred, "faces", ())):
         raise ValueError("evaluate_mesh: the predicted mesh has no faces")
-    a, b = _Surface(pred, n, seed), _Surface(gt, n, seed)
+    a, b = _Surface(pred, n, seed, device), _Surface(gt, n, seed, device)
     (to_gt, gt_normal), (to_pred, pred_normal) = b.distance(a.samples), a.distance(b.samples)
     to_gt, to_pred = to_gt / unit, to_pred / unit
     normals = None
     if gt_normal is not None:
-        there, back = np.abs((a.normals * gt_normal).sum(1)), np.abs((b.normals * pred_normal).sum(1))
-        normals = float(there.mean() + back.mean()) / 2
+        normals = float(np.abs((a.normals * gt_normal).sum(1)).mean() + np.abs((b.normals * pred_normal).sum(1)).mean()) / 2
     accuracy, completeness = float(to_gt.mean()), float(to_pred.mean())
     return {
         "accuracy": accuracy,
@@ -92,7 +180,7 @@ def evaluate_mesh(
         "n_samples": [len(a.samples), len(b.samples)],
         "unit": float(unit),
         "seed": seed,
-        "gt_kind": "points" if b.cloud else "mesh",
+        "gt_kind": "points" if b.is_cloud else "mesh",
     }
 
 

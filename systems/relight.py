@@ -21,7 +21,7 @@ from models.material import MaterialModel
 from process_data.poses import circle, move, read_poses
 from systems.embedded import render_relit
 from systems.evaluate import write_video
-from systems.material_export import bake, encoded, world_normals
+from systems.material_export import bake, gltf
 from utils.errors import UserError
 from utils.hdr import read_light
 from utils.image import read_raster, write_png
@@ -116,26 +116,19 @@ def blender_frame(cameras: Cameras, i: int, name: str) -> dict:
 def by_blender(command: list[str], model: MaterialModel, cfg: Config, hdr: Path, cameras: Cameras, names: list[str], folder: Path) -> None:
     """Write a job, run Blender on it, check that it did it. Raises UserError with what Blender says when it did not."""
     r, folder = cfg.relight, folder.resolve()
-    with tempfile.TemporaryDirectory() as place:
-        place = Path(place)
-        maps = bake(model, r.texture)
-        write_png(place / "albedo.png", encoded(maps.albedo))
-        write_png(place / "roughness.png", maps.roughness)
-        write_png(place / "metallic.png", maps.metallic)
-        faces = model.faces.cpu().numpy()
-        uv = maps.atlas.uv[maps.atlas.faces]
-        np.savez(place / "mesh.npz", vertices=model.vertices.cpu().numpy(), faces=faces, uv=uv, normals=world_normals(model))
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        (temporary / "mesh.glb").write_bytes(gltf(model, bake(model, r.texture)))
         far = float((cameras.c2w[:, :, 3] - model.to_world[:3, 3].cpu()).norm(dim=1).max())
         job = {
-            **{key: str(place / f"{key}.png") for key in ("albedo", "roughness", "metallic")},
-            "mesh": str(place / "mesh.npz"), "hdr": str(hdr), "out": str(folder), "strength": r.strength, "rotation": r.rotation,
+            "mesh": str(temporary / "mesh.glb"), "hdr": str(hdr), "out": str(folder), "strength": r.strength, "rotation": r.rotation,
             "samples": r.samples, "width": cameras.width, "height": cameras.height, "transparent": r.transparent, "device": r.device,
             "threads": cfg.trainer.threads, "clip": [far * 1e-3, far * 1e3],
             "frames": [blender_frame(cameras, i, name) for i, name in enumerate(names)],
         }  # fmt: skip
-        (place / "job.json").write_text(json.dumps(job))
+        (temporary / "job.json").write_text(json.dumps(job))
         log.info("relighting with %s", Path(command[0]).name if len(command) > 2 else f"bpy of {command[0]}")
-        said = _run([*command, str(place / "job.json")], r.minutes)
+        said = _run([*command, str(temporary / "job.json")], r.minutes)
     lacking = [name for name in names if not (folder / f"{name}.png").is_file()]
     if lacking:
         raise UserError(

@@ -1,9 +1,9 @@
-"""Run inside Blender (3.x to 5.x) or by a Python that has bpy: a mesh with its material maps under a light map, frame by frame.
+"""Render a glTF mesh with its material under an environment map, frame by frame, in Blender (3 to 5) or a Python with bpy.
 
     blender --background --factory-startup --python-exit-code 9 --python blender_scene.py -- JOB.json
     python blender_scene.py JOB.json
 
-JOB.json is written by `systems/relight.py`. Nothing of the project is imported: Blender brings a Python of its own.
+JOB.json is written by `systems/relight.py`. No module of the project is imported, since Blender has its own Python.
 """
 
 import json
@@ -13,70 +13,53 @@ import sys
 
 import bpy
 import mathutils
-import numpy as np
 
 SPECULAR = ("Specular IOR Level", "Specular")  # Blender 4, Blender 3
 GPU_KINDS = ("OPTIX", "CUDA", "HIP", "ONEAPI", "METAL")
 
 
-def give(node, names, value) -> None:
-    """Set the first of the inputs that this Blender has."""
+def set_input(node, names, value) -> None:
+    """Set the first input of these names that exists in this version of Blender."""
     for name in names:
         if name in node.inputs:
             node.inputs[name].default_value = value
             return
 
 
-def make_object(job):
-    """The mesh of the job's npz: vertices, faces, a texture coordinate for each corner, normals of vertices."""
-    with np.load(job["mesh"]) as data:
-        vertices, faces, uv, normals = data["vertices"], data["faces"], data["uv"], data["normals"]
-    mesh = bpy.data.meshes.new("object")
-    mesh.from_pydata(vertices.tolist(), [], faces.tolist())
-    mesh.uv_layers.new(name="UVMap").data.foreach_set("uv", uv.astype(np.float32).ravel())
-    mesh.polygons.foreach_set("use_smooth", np.ones(len(faces), bool))
-    if hasattr(mesh, "use_auto_smooth"):  # before Blender 4.1 own normals ask for it
-        mesh.use_auto_smooth = True
-    mesh.normals_split_custom_set_from_vertices(normals.tolist())
-    mesh.update()
-    thing = bpy.data.objects.new("object", mesh)
-    bpy.context.scene.collection.objects.link(thing)
-    return thing
+def import_object(job) -> None:
+    """Import the glTF file of the job: the mesh, turned from y up to z up, with its material.
 
+    The file gives the Principled BSDF its base colour (sRGB), roughness and metallic (not colour). The index of refraction
+    is 1.5, as glTF defines, and a texture goes on with its edge texels rather than from the other side.
+    """
+    import addon_utils  # importable only after bpy
 
-def make_material(job):
-    """Principled BSDF fed by three images."""
-    material = bpy.data.materials.new("recovered")
-    material.use_nodes = True
-    nodes, links = material.node_tree.nodes, material.node_tree.links
-    shader = next(n for n in nodes if n.type == "BSDF_PRINCIPLED")
-    give(shader, ("IOR",), 1.5)
-    give(shader, SPECULAR, 0.5)
-    for socket, key, space in (
-        ("Base Color", "albedo", "sRGB"),
-        ("Roughness", "roughness", "Non-Color"),
-        ("Metallic", "metallic", "Non-Color"),
-    ):
-        texture = nodes.new("ShaderNodeTexImage")
-        texture.image = bpy.data.images.load(job[key])
-        texture.image.colorspace_settings.name = space
-        texture.extension = "EXTEND"
-        links.new(texture.outputs["Color"], shader.inputs[socket])
-    return material
+    if addon_utils.enable("io_scene_gltf2") is None:
+        raise RuntimeError("this Blender has no glTF importer (its add-on io_scene_gltf2); install a complete Blender")
+    bpy.ops.import_scene.gltf(filepath=job["mesh"])
+    if not any(thing.type == "MESH" for thing in bpy.context.scene.objects):
+        raise RuntimeError(f"{job['mesh']}: Blender imported no mesh")
+    for material in bpy.data.materials:
+        for node in material.node_tree.nodes if material.use_nodes else ():
+            if node.type == "BSDF_PRINCIPLED":
+                set_input(node, ("IOR",), 1.5)
+                set_input(node, SPECULAR, 0.5)
+            elif node.type == "TEX_IMAGE":
+                node.extension = "EXTEND"
 
 
 def make_light(job) -> None:
-    """The light map as the world."""
+    """Set the environment map of the job as the light of the world."""
     world = bpy.data.worlds.new("light")
     bpy.context.scene.world = world
     world.use_nodes = True
     nodes, links = world.node_tree.nodes, world.node_tree.links
     background = next(n for n in nodes if n.type == "BACKGROUND")
     background.inputs["Strength"].default_value = job["strength"]
-    texture, mapping, place = (nodes.new("ShaderNode" + kind) for kind in ("TexEnvironment", "Mapping", "TexCoord"))
+    texture, mapping, coordinates = (nodes.new("ShaderNode" + kind) for kind in ("TexEnvironment", "Mapping", "TexCoord"))
     texture.image = bpy.data.images.load(job["hdr"])
     mapping.inputs["Rotation"].default_value = (0.0, 0.0, -math.radians(job["rotation"]))
-    links.new(place.outputs["Generated"], mapping.inputs["Vector"])
+    links.new(coordinates.outputs["Generated"], mapping.inputs["Vector"])
     links.new(mapping.outputs["Vector"], texture.inputs["Vector"])
     links.new(texture.outputs["Color"], background.inputs["Color"])
 
@@ -93,7 +76,7 @@ def make_camera(job):
     return camera
 
 
-def settings(job) -> None:
+def set_render_options(job) -> None:
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
     scene.cycles.samples = job["samples"]
@@ -113,11 +96,11 @@ def settings(job) -> None:
     if job["device"] != "cpu" and use_gpu():
         scene.cycles.device = "GPU"
     elif job["device"] == "cuda":
-        raise RuntimeError("Cycles finds no GPU; set relight.device=cpu")
+        raise RuntimeError("relight.device=cuda, but Cycles finds no GPU; set relight.device=cpu")
 
 
 def use_gpu() -> bool:
-    """Switch on the first kind of GPU that Cycles finds."""
+    """Enable the GPUs of the first kind that Cycles finds; False where it finds none."""
     try:
         preferences = bpy.context.preferences.addons["cycles"].preferences
     except KeyError:
@@ -126,7 +109,7 @@ def use_gpu() -> bool:
         try:
             preferences.compute_device_type = kind
             preferences.get_devices()
-        except Exception:  # a kind that this build does not know
+        except Exception:  # a kind that this build does not support
             continue
         found = [d for d in preferences.devices if d.type == kind]
         if found:
@@ -137,15 +120,14 @@ def use_gpu() -> bool:
 
 
 def main() -> None:
-    words = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else sys.argv[1:]
-    with open(words[0]) as file:
+    arguments = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else sys.argv[1:]
+    with open(arguments[0]) as file:
         job = json.load(file)
     bpy.ops.wm.read_factory_settings(use_empty=True)
-    thing = make_object(job)
-    thing.data.materials.append(make_material(job))
+    import_object(job)
     make_light(job)
     camera = make_camera(job)
-    settings(job)
+    set_render_options(job)
     print(f"RELIGHT blender {bpy.app.version_string}, {bpy.context.scene.cycles.device}", flush=True)
     for i, frame in enumerate(job["frames"]):
         camera.matrix_world = mathutils.Matrix(frame["camera_to_world"])

@@ -1,7 +1,6 @@
 """Checkpoints: plain tensors, numbers and strings; written whole or not at all; loaded without running code."""
 
 import io
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -9,25 +8,9 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
+from utils.files import write_atomic as write_atomic  # re-exported for callers that still import it from here
 
 FORMAT = 1
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename. Raises UserError; an older file then survives."""
-    part = path.with_name(path.name + f".part{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); free some space or choose another trainer.outputs_dir"
-        ) from None
 
 
 def save_checkpoint(path: Path, state: dict) -> None:

@@ -1,60 +1,74 @@
-"""Light maps in and out: Radiance .hdr and OpenEXR .exr, linear float32 [H, W, 3] in RGB order."""
+"""Environment maps in files: Radiance .hdr and OpenEXR .exr, linear float32 [H, W, 3] in RGB order."""
 
-import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.image import write_whole
+from utils.files import write_atomic
 
 MAGIC = {".hdr": (b"#?RADIANCE", b"#?RGBE"), ".exr": (b"v/1\x01",)}
+RGB = ("R", "G", "B")
+LARGEST = 1 << 16  # pixels along a side
+BRIGHTEST = 6e4  # replaces infinite radiance; near the largest half float
+
+
+def _decode_radiance(path: Path) -> np.ndarray | None:
+    raster = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    return None if raster is None or raster.ndim != 3 else raster[..., 2::-1]
 
 
 def _decode_exr(path: Path) -> np.ndarray | None:
-    """By the ffmpeg that comes with imageio; it knows every compression of the format."""
-    import imageio_ffmpeg
+    """The first part with channels R, G, B, or else with Y alone, over the display window; None where the pixels cannot be decoded.
 
-    width, height = _exr_size(path)
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-v",
-        "error",
-        "-i",
-        str(path),
-        "-frames:v",
-        "1",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "gbrpf32le",
-        "-",
-    ]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode or len(done.stdout) != 12 * width * height:
+    Pixels of the display window outside the data window are black. Raises UserError for other channels and for cube maps.
+    """
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(f"--hdr {path}: reading an OpenEXR file needs the package OpenEXR; pip install OpenEXR, or give a .hdr") from None
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as file:
+            parts = [(dict(part.header), dict(part.channels)) for part in file.parts]
+    except (RuntimeError, ValueError, TypeError):  # the first two are what the package raises for a damaged file
         return None
-    planes = np.frombuffer(done.stdout, "<f4").reshape(3, height, width)
-    return np.stack([planes[2], planes[0], planes[1]], -1)
+    if not parts:
+        return None
+    for names in (RGB, ("Y",)):
+        for header, channels in parts:
+            if set(names) <= channels.keys() and not {"RY", "BY"} & channels.keys():
+                return _display_window(path, header, [channels[name].pixels for name in names])
+    found = ", ".join(sorted({name for _, channels in parts for name in channels}))
+    raise UserError(f"--hdr {path}: has the channels {found}, expected R, G, B or Y alone; save the map again as plain RGB")
 
 
-def _exr_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the display window (OpenEXR file layout: attributes of name, type, size, value up to an empty name)."""
-    data, at = path.read_bytes()[: 1 << 20], 8
-    while at < len(data) and data[at]:
-        name_end = data.index(b"\0", at)
-        type_end = data.index(b"\0", name_end + 1)
-        size = int.from_bytes(data[type_end + 1 : type_end + 5], "little")
-        value = data[type_end + 5 : type_end + 5 + size]
-        if data[at:name_end] == b"displayWindow":
-            x0, y0, x1, y1 = np.frombuffer(value, "<i4")
-            return int(x1 - x0 + 1), int(y1 - y0 + 1)
-        at = type_end + 5 + size
-    raise ValueError("no displayWindow")
+def _display_window(path: Path, header: dict, planes: list[np.ndarray]) -> np.ndarray | None:
+    """One or three planes [h, w] over the data window -> [H, W, 3] over the display window; None where that has no usable size."""
+    if "CUBE" in str(header.get("envmap", "")):
+        raise UserError(f"--hdr {path}: is a cube map, expected an equirectangular (latitude-longitude) map; convert it")
+    if any(plane.dtype.kind != "f" for plane in planes):
+        kinds = ", ".join(sorted({str(plane.dtype) for plane in planes}))
+        raise UserError(f"--hdr {path}: has pixels of type {kinds}, expected half or float; save the map again")
+    data = np.broadcast_to(np.stack(planes, -1).astype(np.float32), (*planes[0].shape, 3))
+    (left, top), _ = header["dataWindow"]
+    low, high = (np.asarray(corner, np.int64) for corner in header["displayWindow"])
+    width, height = high - low + 1
+    if not (0 < width <= LARGEST and 0 < height <= LARGEST):
+        return None
+    x, y = left - low[0], top - low[1]  # of the data's first pixel in the image
+    image = np.zeros((height, width, 3), np.float32)
+    rows, columns = slice(max(y, 0), max(y + data.shape[0], 0)), slice(max(x, 0), max(x + data.shape[1], 0))
+    target = image[rows, columns]
+    target[:] = data[max(-y, 0) :, max(-x, 0) :][: target.shape[0], : target.shape[1]]
+    return image
+
+
+DECODERS = {".hdr": _decode_radiance, ".exr": _decode_exr}
 
 
 def read_light(path: str | Path) -> np.ndarray:
-    """An equirectangular map, float32 [H, W, 3], not negative. Raises UserError for what is none."""
+    """An equirectangular environment map, float32 [H, W, 3], finite and not negative. Raises UserError for other files."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--hdr {path}: no such file; give an equirectangular .hdr or .exr")
@@ -62,30 +76,25 @@ def read_light(path: str | Path) -> np.ndarray:
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as error:
-        raise UserError(f"--hdr {path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"--hdr {path}: cannot be read ({error.strerror or error}); check that the file may be read") from None
     kind = next((suffix for suffix, magic in MAGIC.items() if head.startswith(magic)), None)
     if kind is None:
-        raise UserError(f"--hdr {path}: is neither a Radiance .hdr nor an OpenEXR .exr; give an equirectangular light map of one of these")
-    image = None
+        raise UserError(
+            f"--hdr {path}: is neither a Radiance .hdr nor an OpenEXR .exr; give an equirectangular environment map in one of these formats"
+        )
     try:
-        if kind == ".exr":
-            image = _decode_exr(path)
-        else:
-            raster = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-            image = None if raster is None or raster.ndim != 3 else raster[..., 2::-1]
-    except (cv2.error, OSError, ValueError, IndexError):
+        image = DECODERS[kind](path)
+    except (cv2.error, OSError):
         image = None
     if image is None or image.shape[0] < 2 or image.shape[1] < 2:
-        raise UserError(f"--hdr {path}: truncated or unreadable light map; copy the file again")
-    image = np.ascontiguousarray(image, np.float32)
-    if not np.isfinite(image).all():
-        image = np.nan_to_num(image, nan=0.0, posinf=6e4, neginf=0.0)
+        raise UserError(f"--hdr {path}: truncated or unreadable environment map; copy the file again")
+    image = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=BRIGHTEST, neginf=0.0).clip(0)
     if image.max() <= 0:
-        raise UserError(f"--hdr {path}: the light map is black; there is nothing to see by")
-    return image.clip(0)
+        raise UserError(f"--hdr {path}: the environment map is black; give one that emits light")
+    return np.ascontiguousarray(image)
 
 
 def write_hdr(path: str | Path, image: np.ndarray) -> None:
-    """Radiance .hdr of linear [H, W, 3]; makes the folder. Raises UserError."""
+    """Write linear [H, W, 3] as Radiance .hdr; makes the folder. Raises UserError."""
     _, data = cv2.imencode(".hdr", np.ascontiguousarray(image[..., ::-1], np.float32))
-    write_whole(path, data.tobytes())
+    write_atomic(path, data.tobytes())

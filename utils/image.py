@@ -4,7 +4,6 @@ Arrays are [H, W, C] in RGB order; pixel centres at integers.
 """
 
 import io
-import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import PIL.Image
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # Pillow's names of the formats that are opened
@@ -172,19 +172,12 @@ def write_png(path: str | Path, image: Image) -> None:
     array = to_uint8(image)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[array.shape[2]]
     _, data = cv2.imencode(".png", np.ascontiguousarray(array[..., order]))
-    write_whole(path, data.tobytes())
+    write_atomic(path, data.tobytes())
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a picture's bytes under its name all at once; makes the folder. Raises UserError."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose a folder that can be written to") from None
+    """`utils.files.write_atomic` under its former name."""
+    write_atomic(path, data)
 
 
 def _plane(image: Image) -> np.ndarray:

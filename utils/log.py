@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 
 log = logging.getLogger("neus")
 

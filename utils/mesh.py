@@ -1,8 +1,6 @@
 """Meshes: cleaned, culled, written, read and looked at. `utils/marching_cubes.py` makes them."""
 
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import write_atomic
 from utils.projection import project
 from utils.rays import Cameras
 
@@ -99,39 +98,26 @@ def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Tri
 
 # ------------------------------------------------------------------------------------------------ files
 def save_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
-    """Write .ply (binary) or .obj (`v x y z r g b`) with vertex colours when there are some; whole or not at all.
+    """Write .ply (binary) or .obj (`v x y z r g b`), with vertex colours where the mesh has them, atomically.
 
-    Errors: `UserError` for another suffix or a place that cannot be written.
+    Raises UserError for another suffix or a file that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: cannot write a mesh as '{path.suffix}'; use one of {', '.join(FORMATS)}")
-    temp = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix, delete=False) as file:
-            temp = Path(file.name)
-            if path.suffix.lower() == ".ply":
-                file.write(trimesh.exchange.ply.export_ply(mesh, vertex_normal=False))
-            else:
-                _write_obj(mesh, file)
-        temp.chmod(0o644)
-        os.replace(temp, path)
-    except OSError as error:
-        raise UserError(f"{path}: the mesh could not be written ({error}); choose a writable folder with free space") from error
-    finally:
-        if temp is not None:
-            temp.unlink(missing_ok=True)
+    ply = path.suffix.lower() == ".ply"
+    write_atomic(path, trimesh.exchange.ply.export_ply(mesh, vertex_normal=False) if ply else _obj_parts(mesh))
 
 
-def _write_obj(mesh: trimesh.Trimesh, file, step: int = 100_000) -> None:
+def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
+    """The text of an .obj file, `step` lines at a time."""
     colours, faces = _colours(mesh), np.asarray(mesh.faces) + 1
     rows = np.asarray(mesh.vertices) if colours is None else np.concatenate([mesh.vertices, colours[:, :3] / 255], 1)
     line = "v %.9g %.9g %.9g" + ("\n" if colours is None else " %.4f %.4f %.4f\n")
     for table, form in ((rows, line), (faces, "f %d %d %d\n")):
         for a in range(0, len(table), step):
             part = table[a : a + step]
-            file.write((form * len(part) % tuple(part.ravel().tolist())).encode())
+            yield (form * len(part) % tuple(part.ravel().tolist())).encode()
 
 
 def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:

@@ -57,3 +57,14 @@ def split(n: int, device: torch.device, least: int = 1024) -> list[tuple[int, in
     parts = max(1, min(threads(device), n // least))
     edges = [n * i // parts for i in range(parts + 1)]
     return [(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+
+
+def triangle_mesh(vertices: Tensor, faces: Tensor) -> wp.Mesh:
+    """A bounding volume hierarchy over vertices [V, 3] and faces [F, 3], on their device, for Warp's mesh queries."""
+    points, indices = vertices.detach().float().contiguous(), faces.int().reshape(-1).contiguous()
+    if points.is_cuda:
+        torch.cuda.synchronize(points.device)  # Warp builds on a stream of its own
+    with wp.ScopedDevice(wp.device_from_torch(points.device)):
+        mesh = wp.Mesh(points=wp.from_torch(points, dtype=wp.vec3), indices=wp.from_torch(indices, dtype=wp.int32))
+        wp.synchronize()
+    return mesh

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 
-from systems.mesh_eval import evaluate_mesh, report
+from systems import mesh_eval
+from systems.mesh_eval import distances, evaluate_mesh, nearest_numpy, nearest_triangles, nearest_warp, report
+from tests.conftest import needs_warp
 from utils.mesh import load_mesh
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -16,6 +19,70 @@ TOOL, BUNNY = SHARED / "tools" / "eval_mesh.py", SHARED / "data" / "bunny" / "gt
 
 def ball(radius):
     return trimesh.creation.icosphere(5, radius)
+
+
+def soup(kind, rng):
+    """Triangles [F, 3, 3] of one kind."""
+    if kind == "ball":
+        return np.asarray(trimesh.creation.icosphere(3).triangles) * 40 + [300, -100, 7]
+    corners = rng.normal(size=(300, 1, 3)) + rng.normal(size=(300, 3, 3)) * {"small": 0.02, "large": 3.0, "mixed": 1.0}[kind]
+    if kind == "mixed":  # slivers, and sizes over four orders of magnitude
+        corners[:, 1:] = corners[:, :1] + (corners[:, 1:] - corners[:, :1]) * 10 ** rng.uniform(-4, 0, (300, 1, 1))
+        corners[:50, 2] = corners[:50, 1] + 1e-5 * rng.normal(size=(50, 3))
+    return corners
+
+
+@pytest.mark.parametrize("kind", ["ball", "small", "large", "mixed"])
+@pytest.mark.parametrize(
+    "method", ["numpy", pytest.param("warp", marks=needs_warp), pytest.param("cuda", marks=[needs_warp, pytest.mark.gpu])]
+)
+def test_nearest_triangle_by_trying_them_all(kind, method):
+    rng = np.random.default_rng(0)
+    triangles = soup(kind, rng)
+    extent = np.ptp(triangles.reshape(-1, 3), axis=0).max()
+    middle = triangles.reshape(-1, 3).mean(0)
+    points = [middle + extent * rng.normal(size=(300, 3)) * scale for scale in (0.1, 0.5, 20)]
+    points = np.concatenate([*points, triangles.mean(1)[:50], triangles[:50, 0]])  # the last lie on the triangles
+    every = np.stack([distances(points, np.broadcast_to(t, (len(points), 3, 3))) for t in triangles], 1)
+    if method == "numpy":
+        face = nearest_numpy(triangles, points)
+        assert np.array_equal(distances(points, triangles[face]), every.min(1))
+    else:
+        face = nearest_warp(triangles, points, torch.device("cuda" if method == "cuda" else "cpu"))
+        assert face.min() >= 0
+        rounding = 1e-6 * np.maximum(np.abs(points - middle).max(1), extent)
+        assert (distances(points, triangles[face]) - every.min(1) <= rounding).all()
+
+
+def test_many_candidates_are_searched_in_parts(monkeypatch):
+    triangles = np.asarray(trimesh.creation.icosphere(4).triangles)
+    points = np.random.default_rng(0).normal(size=(200, 3)) * 0.01  # all triangles are about as far
+    once = nearest_numpy(triangles, points)
+    monkeypatch.setattr(mesh_eval, "PAIRS", 3000)
+    assert np.array_equal(nearest_numpy(triangles, points), once)
+
+
+@needs_warp
+def test_warp_and_its_twin_give_the_same_numbers(monkeypatch):
+    a, b = ball(1.0), trimesh.creation.box((1.5, 1.5, 1.5))
+    one = evaluate_mesh(a, b, n=3000)
+    monkeypatch.setattr(mesh_eval, "missing", lambda *_: "not here")
+    monkeypatch.setattr(mesh_eval, "nearest_warp", lambda *_: pytest.fail("Warp was used"))
+    two = evaluate_mesh(a, b, n=3000)
+    for key in ("accuracy", "completeness"):
+        assert one[key] == pytest.approx(two[key], rel=1e-6)
+    assert one["normal_consistency"] == pytest.approx(two["normal_consistency"], abs=1e-4)  # at an edge either face is nearest
+
+
+def test_faces_without_area_are_left_out():
+    mesh = ball(1.0)
+    flat = np.tile(np.arange(100)[:, None], (1, 3))
+    more = trimesh.Trimesh(mesh.vertices, np.concatenate([flat, mesh.faces]), process=False)
+    got = evaluate_mesh(more, ball(1.01), n=5000)
+    assert got["chamfer"] == pytest.approx(0.01, abs=3e-4) and got["normal_consistency"] > 0.999
+    with pytest.raises(ValueError, match="no area"):
+        evaluate_mesh(trimesh.Trimesh(mesh.vertices, flat, process=False), mesh)
+    assert (nearest_triangles(np.asarray(mesh.triangles), np.asarray(mesh.triangles_center)) == np.arange(len(mesh.faces))).all()
 
 
 def test_offset_of_spheres_and_units():

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint, load_weights, resolve, save_checkpoint, write_atomic
+from utils.checkpoint import load_checkpoint, load_weights, resolve, save_checkpoint
 from utils.errors import UserError
 
 STATE = {"config": "a: 1", "model": {"w": torch.arange(3.0)}, "step": 4}
@@ -68,31 +68,3 @@ def test_another_architecture_is_named(tmp_path):
         load_weights(layer, torch.nn.Linear(2, 4).state_dict(), tmp_path)
     with pytest.raises(UserError, match="bias is missing"):
         load_weights(layer, {"weight": layer.weight}, tmp_path)
-
-
-def test_a_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.pt"
-    save_checkpoint(path, STATE)
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
-        save_checkpoint(path, {**STATE, "step": 5})
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs fork")
-def test_kill_while_writing_leaves_the_older_file(tmp_path):
-    """A process killed in the middle of writing has touched only the temporary name."""
-    path = tmp_path / "a.pt"
-    write_atomic(path, b"old")
-    pid = os.fork()
-    if pid == 0:
-        os.fsync = lambda _: os.kill(os.getpid(), 9)  # the moment before the rename
-        write_atomic(path, b"new" * 1000)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 9
-    assert path.read_bytes() == b"old"

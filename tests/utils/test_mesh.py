@@ -191,7 +191,7 @@ def test_bad_files(tmp_path):
         with pytest.raises(UserError, match=name):
             M.load_mesh(tmp_path / name)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         M.save_mesh(trimesh.creation.box(), tmp_path / "file" / "m.ply")
     with pytest.raises(UserError, match=r"'\.xyz'"):
         M.save_mesh(trimesh.creation.box(), tmp_path / "m.xyz")
