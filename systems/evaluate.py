@@ -17,8 +17,8 @@ from process_data.rays import view_rays
 from systems.base import picture_background
 from systems.metrics import view_metrics
 from systems.validate import rows_of, truth_of, view_images
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 from utils.image import sheet, write_png
 from utils.log import RunFolder
 from utils.rays import Cameras, Scene

@@ -91,7 +91,7 @@ def compare_with_truth(mesh: trimesh.Trimesh, scene: Scene, cfg: Config, run: Ru
     import json
 
     from systems.mesh_eval import evaluate_mesh, report
-    from utils.checkpoint import write_atomic
+    from utils.files import write_atomic
     from utils.mesh import load_mesh
 
     unit = float(np.cbrt(np.linalg.det(scene.to_world.numpy()[:3, :3])))

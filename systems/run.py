@@ -24,6 +24,7 @@ from systems.trainer import Trainer
 from utils import checkpoint
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
+from utils.files import write_atomic
 from utils.image import write_png
 from utils.log import RunFolder, commit
 from utils.rays import Scene
@@ -109,7 +110,7 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
         "test": scene.test,
         "names": scene.names,
     }
-    checkpoint.write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
+    write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
     write_png(run / "images/scene.png", scene_picture(scene, cfg.model.radius))
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 

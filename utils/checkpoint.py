@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
-from utils.files import write_atomic as write_atomic  # re-exported for callers that still import it from here
+from utils.files import write_atomic
 
 FORMAT = 1
 
