@@ -72,6 +72,7 @@ def pose_of(image: Image, where: str) -> np.ndarray:
 
 def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) -> list[View]:
     cameras_path, images_path = _file(folder, "cameras"), _file(folder, "images")
+    assert cameras_path is not None and images_path is not None  # model_folder found them
     cameras, images = read_cameras(cameras_path), read_images(images_path)
     if not images:
         raise UserError(f"{images_path}: no registered images; the reconstruction failed: take more photographs that overlap")

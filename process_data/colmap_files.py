@@ -149,7 +149,8 @@ def read_images(path: Path) -> list[Image]:
             if not words:
                 continue
             try:
-                images.append(Image(words[9].strip(), int(words[8]), tuple(map(float, words[1:5])), tuple(map(float, words[5:8]))))
+                w, x, y, z, *shift = map(float, words[1:8])
+                images.append(Image(words[9].strip(), int(words[8]), (w, x, y, z), (shift[0], shift[1], shift[2])))
             except (ValueError, IndexError):
                 raise _bad(path, line) from None
     else:
@@ -167,7 +168,8 @@ def read_points(path: Path) -> list[Point]:
     if path.suffix == ".txt":
         for line, words in _records(path, 8):
             try:
-                points.append(Point(tuple(map(float, words[1:4])), float(words[7]), (len(words) - 8) // 2))
+                x, y, z = map(float, words[1:4])
+                points.append(Point((x, y, z), float(words[7]), (len(words) - 8) // 2))
             except ValueError:
                 raise _bad(path, line) from None
     else:

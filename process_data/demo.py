@@ -231,7 +231,7 @@ def _cameras(views: list[_View]) -> dict[str, np.ndarray]:
     """world_mat_i (world to pixel) and scale_mat_i (unit sphere to world), float64 4x4."""
     to_world = np.diag([SCALE, SCALE, SCALE, 1.0])
     to_world[:3, 3] = CENTRE
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for i, view in enumerate(views):
         world_mat = np.eye(4)
         eye = SCALE * view.eye + CENTRE
@@ -278,7 +278,7 @@ def _write(folder: Path, scene: dict) -> None:
         image, mask = render(view, width, height, volume)
         _write_image(folder / "image" / f"{i:06d}.png", image[..., ::-1])
         _write_image(folder / "mask" / f"{i:03d}.png", mask)
-    np.savez(folder / "cameras_sphere.npz", **_cameras(views))
+    np.savez(folder / "cameras_sphere.npz", **_cameras(views))  # type: ignore[arg-type]
     ground_truth(scene["mesh_resolution"]).export(folder / "gt_mesh.ply")
     (folder / "README.txt").write_text(README)
     os.replace(part, folder / "scene.json")
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        make_demo(args.folder, args.views, *args.size, seed=args.seed)
+        make_demo(args.folder, args.views, args.size[0], args.size[1], seed=args.seed)
     except UserError as error:
         log.error("%s", error)
         return 2

@@ -6,6 +6,7 @@ to the world. Pixel centres are at integers; camera axes are OpenCV's.
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -231,7 +232,8 @@ def dtu_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     if cameras is None:
         raise UserError(f"{root}: no cameras; check the camera file")
     poses, to_world = cameras
-    files = zip(images, sizes, poses, masks or [None] * len(images))
+    mask_files: Sequence[Path | None] = masks or [None] * len(images)
+    files = zip(images, sizes, poses, mask_files)
     views = [View(image.name, image, K, size, c2w, mask=mask) for image, size, (K, c2w), mask in files]
     return Capture(root, views, given=to_world)
 

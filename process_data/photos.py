@@ -145,7 +145,7 @@ def _upright(path: Path, name: str, folder: Path) -> Photo:
             check_complete(path)
         if path.suffix.lower() in COPIED:
             image.load()
-            pixels = image if orientation > 1 else None
+            pixels: PIL.Image.Image | None = image if orientation > 1 else None
         else:
             pixels = image if path.suffix.lower() in HEIC else PIL.Image.fromarray(as_rgb(read_raster(path)))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -222,8 +222,8 @@ def shade(p: Tensor, dirs: Tensor, volume: Tensor) -> Tensor:
     base, opened = albedo(p, volume), _occlusion(p, n)[:, None]
     sky = p.new_tensor((0.26, 0.29, 0.33)) + n[:, 2:] * p.new_tensor((0.13, 0.13, 0.13))
     diffuse, gloss = sky * opened, torch.zeros_like(p)
-    for direction, colour in LIGHTS:
-        towards, colour = F.normalize(p.new_tensor(direction), dim=0), p.new_tensor(colour)
+    for direction, rgb in LIGHTS:
+        towards, colour = F.normalize(p.new_tensor(direction), dim=0), p.new_tensor(rgb)
         facing = (n @ towards).clamp_min(0)
         half = (n * F.normalize(towards - dirs, dim=-1)).sum(-1).clamp_min(0)
         diffuse = diffuse + (facing * (0.4 + 0.6 * opened[:, 0]))[:, None] * colour * 0.9

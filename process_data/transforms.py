@@ -76,7 +76,7 @@ def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[
         from_angle = None if angle is None else size[axis] / 2 / math.tan(angle / 2)
         fx, fy = (fx or from_angle, fy) if axis == 0 else (fx, fy or (from_angle if fx is None else None))
     fx, fy = fx or fy, fy or fx
-    if fx is None:
+    if fx is None or fy is None:
         raise UserError(f"{where}: no focal length; expected fl_x in pixels or camera_angle_x in radians")
     cx, cy = _number(record, "cx", where), _number(record, "cy", where)
     K = checked_intrinsics(fx, fy, size[0] / 2 if cx is None else cx, size[1] / 2 if cy is None else cy, size, where)

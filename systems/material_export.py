@@ -91,7 +91,9 @@ def gltf(model: MaterialModel, maps: Maps) -> bytes:
         visual=trimesh.visual.TextureVisuals(uv=maps.atlas.uv, material=material),
         process=False,
     )
-    return trimesh.Scene({"object": mesh}).export(file_type="glb", include_normals=True)
+    scene = trimesh.Scene()
+    scene.add_geometry(mesh, node_name="object", geom_name="object")
+    return scene.export(file_type="glb", include_normals=True)
 
 
 @torch.no_grad()

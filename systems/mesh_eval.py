@@ -67,25 +67,11 @@ def _cuts(count: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(run)) + 1
 
 
-@functools.cache
-def _kernel():
-    import warp as wp
-
-    @wp.kernel(module="unique", enable_backward=False)
-    def nearest(mesh: wp.uint64, points: wp.array(dtype=wp.vec3), far: float, begin: int, stop: int, run: int, face: wp.array(dtype=int)):
-        first = begin + wp.tid() * run
-        for i in range(first, wp.min(first + run, stop)):
-            hit = wp.mesh_query_point_no_sign(mesh, points[i], far)
-            if hit.result:
-                face[i] = hit.face
-
-    return nearest
-
-
 def nearest_warp(triangles: np.ndarray, points: np.ndarray, device: torch.device) -> np.ndarray:
     """`nearest_numpy` by Warp's bounding volume hierarchy, in float32 about the centre of the mesh, on `device`."""
     import warp as wp
 
+    from systems.mesh_eval_warp import nearest
     from utils import warp_launch
 
     low, high = triangles.min((0, 1)), triangles.max((0, 1))
@@ -101,7 +87,7 @@ def nearest_warp(triangles: np.ndarray, points: np.ndarray, device: torch.device
     def part(begin: int, stop: int) -> None:
         run = 1 if device.type == "cuda" else stop - begin
         inputs = [mesh.id, arrays[0], far, begin, stop, run, arrays[1]]
-        warp_launch.launch(_kernel(), -(-(stop - begin) // run), inputs, device)
+        warp_launch.launch(nearest, -(-(stop - begin) // run), inputs, device)
 
     warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(len(query), device, 256)])
     return face.long().cpu().numpy()
@@ -168,7 +154,7 @@ def evaluate_mesh(
     (to_gt, gt_normal), (to_pred, pred_normal) = b.distance(a.samples), a.distance(b.samples)
     to_gt, to_pred = to_gt / unit, to_pred / unit
     normals = None
-    if gt_normal is not None:
+    if gt_normal is not None and pred_normal is not None and a.normals is not None and b.normals is not None:
         normals = float(np.abs((a.normals * gt_normal).sum(1)).mean() + np.abs((b.normals * pred_normal).sum(1)).mean()) / 2
     accuracy, completeness = float(to_gt.mean()), float(to_pred.mean())
     return {

@@ -21,7 +21,7 @@ B = 8
 WAVE = 1024  # blocks sampled at once: 0.75 M points
 LOCAL = np.stack(np.meshgrid(*[np.arange(B + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)  # [(B+1)^3, 3]
 SNAP = 1e-3  # values closer to 0 than this share of a cell are moved there: no vertex falls on a lattice point
-UNSURE = 0.05  # a value closer to 0 than this share of a cell is taken from the block that met it first
+UNSURE = 0.05  # a value closer to 0 than this share of a cell is taken from the block that contains it first
 
 
 @dataclass
@@ -67,11 +67,11 @@ def _coarse_cells(f: _Clipped, coarse: int, lipschitz: float) -> tuple[np.ndarra
     """
     reach = f.radius * (1 + 4 / coarse)
     cell, n = 2 * reach / coarse, coarse + 1
-    value = np.empty(n**3, np.float32)
+    flat = np.empty(n**3, np.float32)
     for a in range(0, n**3, 2**20):
         index = np.stack(np.unravel_index(np.arange(a, min(a + 2**20, n**3)), (n, n, n)), 1)
-        value[a : a + len(index)] = f(index * cell - reach, 2 * cell)
-    value = value.reshape(n, n, n)
+        flat[a : a + len(index)] = f(index * cell - reach, 2 * cell)
+    value = flat.reshape(n, n, n)
     corners = [value[i : i + coarse, j : j + coarse, k : k + coarse] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     low, high, near = corners[0].copy(), corners[0].copy(), np.abs(corners[0])
     for c in corners[1:]:
@@ -164,7 +164,7 @@ class _Soup:
         return trimesh.Trimesh(vertices, faces[~flat] if flat.any() else faces, process=False)
 
 
-def _settle(value: np.ndarray, points: np.ndarray, h: float, met: dict[int, float]) -> None:
+def _settle(value: np.ndarray, points: np.ndarray, h: float, signs: dict[int, float]) -> None:
     """Make a lattice point have one sign in all its blocks, in place: batched arithmetic may differ in the last bits.
 
     value [M, P], points [M, P] keys.
@@ -172,7 +172,7 @@ def _settle(value: np.ndarray, points: np.ndarray, h: float, met: dict[int, floa
     unsure = np.abs(value) < UNSURE * h
     if unsure.any():
         pairs = zip(points[unsure].tolist(), value[unsure].tolist())
-        value[unsure] = [met.setdefault(k, v) for k, v in pairs]
+        value[unsure] = [signs.setdefault(k, v) for k, v in pairs]
     small = np.abs(value) < SNAP * h
     value[small] = np.where(value[small] < 0, -SNAP * h, SNAP * h)
 
@@ -190,7 +190,8 @@ def _neighbours(lat: _Lattice, block: np.ndarray, negative: np.ndarray) -> np.nd
 
 def _march(f: _Clipped, lat: _Lattice, todo: np.ndarray, progress: bool) -> _Soup:
     """Sample the blocks `todo`, and all that their surface reaches."""
-    soup, known, met = _Soup(), set(todo.tolist()), {}
+    soup, known = _Soup(), set(todo.tolist())
+    signs: dict = {}
     shape = (-1, B + 1, B + 1, B + 1)
     with tqdm(total=len(todo), desc="marching cubes", unit="block", disable=not progress) as bar:
         while len(todo):
@@ -198,7 +199,7 @@ def _march(f: _Clipped, lat: _Lattice, todo: np.ndarray, progress: bool) -> _Sou
             block = lat.block(wave)
             index = block[:, None] * B + LOCAL  # [M, P, 3]
             value = f((lat.origin + index * lat.h).reshape(-1, 3), 2 * lat.h).reshape(len(wave), -1).astype(np.float64)
-            _settle(value, lat.point_key(index), lat.h, met)
+            _settle(value, lat.point_key(index), lat.h, signs)
             value = value.reshape(shape)
             negative = value < 0
             mixed = negative.any((1, 2, 3)) & ~negative.all((1, 2, 3))

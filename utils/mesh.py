@@ -21,7 +21,8 @@ FORMATS = (".ply", ".obj")
 # ------------------------------------------------------------------------------------------------ cleaning
 def _colours(mesh: trimesh.Trimesh) -> np.ndarray | None:
     """Vertex colours [V, 4] uint8, or None when the mesh has none of its own."""
-    return np.asarray(mesh.visual.vertex_colors) if mesh.visual.kind == "vertex" else None
+    visual = mesh.visual
+    return np.asarray(visual.vertex_colors) if isinstance(visual, trimesh.visual.ColorVisuals) and visual.kind == "vertex" else None
 
 
 def take_faces(mesh: trimesh.Trimesh, keep: np.ndarray) -> trimesh.Trimesh:
@@ -72,11 +73,11 @@ def cull_by_masks(
         uv = np.round(uv).clip(-1, max(h, w)).astype(np.int64)
         seen = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
         keep[seen] &= mask[uv[seen, 1], uv[seen, 0]]
-    return mesh if keep.all() else take_faces(mesh, keep[mesh.faces].all(1))
+    return mesh if keep.all() else take_faces(mesh, np.all(keep[mesh.faces], axis=1))
 
 
 def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: Sequence[int] | None = None) -> trimesh.Trimesh:
-    """Drop vertices in the frame of fewer than min_views cameras (all, or those of `views`): no rays met there to settle a surface.
+    """Drop vertices in the frame of fewer than min_views cameras (all, or those of `views`): no rays constrain a surface there.
 
     mesh: vertices in the unit sphere's frame. May return an empty mesh.
     """
@@ -85,7 +86,7 @@ def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: 
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
         count += (z > 0) & (uv >= -0.5).all(1) & (uv < (cameras.width - 0.5, cameras.height - 0.5)).all(1)
     keep = count >= min_views
-    return mesh if keep.all() else take_faces(mesh, keep[mesh.faces].all(1))
+    return mesh if keep.all() else take_faces(mesh, np.all(keep[mesh.faces], axis=1))
 
 
 def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Trimesh:
@@ -135,7 +136,7 @@ def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
         if isinstance(loaded, trimesh.Scene):
             loaded = loaded.to_mesh() if loaded.geometry else trimesh.Trimesh()
         if not isinstance(loaded, trimesh.Trimesh):
-            loaded = trimesh.Trimesh(np.asarray(loaded.vertices), process=False)
+            loaded = trimesh.Trimesh(np.asarray(getattr(loaded, "vertices", ())), process=False)
     except Exception as error:  # trimesh raises whatever its parsers meet
         raise UserError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
     if not len(loaded.vertices) or not (points or len(loaded.faces)):
@@ -148,10 +149,11 @@ def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
 
 # ------------------------------------------------------------------------------------------------ pictures
 def _face_colours(mesh: trimesh.Trimesh, faces: np.ndarray, c2w: np.ndarray, color: str) -> np.ndarray:
-    """Of the faces asked for [F], [F, 3] float, 0..255. normal: (n + 1) / 2; shade: a light at the camera; vertex: the vertices' colours."""
+    """Colours [F, 3] float in 0..255 of the faces [F]. normal: (n + 1) / 2; shade: a light at the camera; vertex: the vertices' colours."""
     corners = np.asarray(mesh.vertices)[mesh.faces[faces]]
-    if color == "vertex" and _colours(mesh) is not None:
-        return _colours(mesh)[:, :3][mesh.faces[faces]].mean(1)
+    colours = _colours(mesh) if color == "vertex" else None
+    if colours is not None:
+        return colours[:, :3][mesh.faces[faces]].mean(1)
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-30)
     if color == "normal":
