@@ -1,4 +1,4 @@
-# make demo   makes a scene, trains on it, and says where mesh, video and numbers are
+# make demo   makes a scene, trains on it, and prints the paths of mesh, video and numbers
 # make test   runs the tests            make bench   times each operation against its twin
 # make lint   style and types           .venv/bin/pytest -m "not slow"   the daily loop
 #

@@ -16,7 +16,7 @@ from utils import warp_launch
 from utils.rays import Samples
 
 OPTIONS = {"fuse_fp": False}
-RUNS = wp.constant(8)  # stretches of samples a ray notes in the first pass; a ray with more walks again in the second
+RUNS = wp.constant(8)  # runs of samples a ray stores in the first pass; a ray with more walks again in the second
 SLACK = wp.constant(1e-6)  # of a coordinate's largest terms: eight roundings
 
 

@@ -170,8 +170,8 @@ class Method(nn.Module, ABC):
         """(colour over the background [R, 3], the learned background or None) of foreground colour [R, 3] and opacity [R]."""
         if self.background is None:
             return rgb + (1 - opacity)[:, None] * context.background, None
-        behind = self.background(rays, opacity, context)
-        return rgb + (1 - opacity)[:, None] * behind.rgb, behind
+        found = self.background(rays, opacity, context)
+        return rgb + (1 - opacity)[:, None] * found.rgb, found
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def read_points(path: Path) -> list[Point]:
 
 
 def good_points(points: list[Point], least_track: int = 3, most_error: float = 2.0) -> np.ndarray | None:
-    """[P, 3] float64 of those seen often and exactly enough; None when there are hardly any."""
+    """[P, 3] float64 of points with long tracks and small errors; None when there are hardly any."""
     kept = [p.xyz for p in points if p.track >= least_track and p.error <= most_error]
     array = np.array(kept if len(kept) >= 10 else [p.xyz for p in points], np.float64).reshape(-1, 3)
     array = array[np.isfinite(array).all(1) & (np.abs(array) < 1e12).all(1)]

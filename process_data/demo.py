@@ -145,7 +145,7 @@ def _trace(eye: Tensor, dirs: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _secant(eye: Tensor, dirs: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
-    """Three secant steps to the zero between or just behind t0 < t1, [P]."""
+    """Three secant steps to the zero between t0 < t1 or just beyond, [P]."""
     d0, d1 = (sdf(eye + t[:, None] * dirs) for t in (t0, t1))
     start, reach = t1, (t1 - t0).clamp_min(20 * HIT)
     for _ in range(3):
@@ -185,7 +185,7 @@ def render(view: _View, width: int, height: int, volume: Tensor, block: int = 4)
 
 
 def _coarse_grid(nodes: int = 81) -> Tensor:
-    """The sdf at the nodes of a grid over [-BOUND, BOUND]^3, [1, 1, Z, Y, X] as `grid_sample` wants it."""
+    """The sdf at the nodes of a grid over [-BOUND, BOUND]^3, [1, 1, Z, Y, X] in the layout of `grid_sample`."""
     axis = torch.linspace(-BOUND, BOUND, nodes)
     p = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1], dim=-1).reshape(-1, 3)
     return torch.cat([sdf(q) for q in p.split(CHUNK)]).reshape(1, 1, nodes, nodes, nodes)

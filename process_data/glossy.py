@@ -1,7 +1,7 @@
 """GlossySynthetic as NeRO publishes it (Liu et al., 2023): K.png, K-camera.pkl (pose, intrinsics) and K-depth.png for each view K.
 
 The pose is world to camera [3, 4] with OpenCV axes, pixel centres at +0.5; depth has 16 bits over 15 units and from 14.5 on nothing is
-met, which makes the mask where the picture has no alpha. Pickles are read without running what is in them: arrays and numbers alone.
+met, which makes the mask where the picture has no alpha. Pickles are read without executing code: arrays and numbers alone.
 A `synthetic_split_128.pkl` (held-out, training views) in the folder or beside it is the split; else every dataset.hold_every-th view
 is held out (NeRO's split of one view: dataset.hold_every=1000). GlossyReal is COLMAP: process_data/colmap.py.
 """
@@ -24,7 +24,7 @@ from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
 SPLIT = "synthetic_split_128.pkl"
-FARTHEST, BEYOND = 15.0, 14.5  # depth of the value 65535; depth from which on nothing was met
+FARTHEST, BEYOND = 15.0, 14.5  # depth of the value 65535; depths beyond this are empty
 MOST = 1 << 20  # bytes of a pickle: a camera takes some hundred
 TYPES = ("f4", "f8", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
@@ -73,7 +73,7 @@ ALLOWED = {
 
 
 class _Arrays(pickle.Unpickler):
-    """Nothing of numpy is called with what a file says: a damaged state of its own types could do anything."""
+    """No numpy function is called with values from a file: a damaged state of numpy's types could do anything."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
@@ -131,7 +131,7 @@ def read_camera(root: Path, k: int) -> tuple[np.ndarray, np.ndarray, Path]:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """Depth along the optical axis [H, W], inf where nothing was met. Raises UserError."""
+    """Depth along the optical axis [H, W], inf where there is no surface. Raises UserError."""
     raster = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
     if raster is None or raster.dtype != np.uint16 or raster.ndim != 2:
         raise UserError(f"{path}: expected a grey PNG of 16 bits; copy it again")
@@ -140,7 +140,7 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def depth_mask(path: Path) -> np.ndarray:
-    """[H, W, 1]: 255 where something is met. Raises UserError."""
+    """[H, W, 1]: 255 where there is a surface. Raises UserError."""
     return (np.isfinite(read_depth(path))[..., None] * 255).astype(np.uint8)
 
 

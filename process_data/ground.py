@@ -65,8 +65,8 @@ def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0) -> tuple[np
     def oriented(normal: np.ndarray, offset: float) -> np.ndarray | None:
         side = centres @ normal - offset
         sign = 1.0 if np.median(side) > 0 else -1.0
-        behind = sign * (some @ normal - offset) < -0.05
-        return sign * normal if (sign * side > 0).mean() > 0.95 and behind.mean() < 0.15 else None
+        below = sign * (some @ normal - offset) < -0.05
+        return sign * normal if (sign * side > 0).mean() > 0.95 and below.mean() < 0.15 else None
 
     found = ransac_plane(some, PLANE_WIDTH, 400, oriented, rng)
     return found[:2] if found is not None and found[2].sum() > 0.15 * len(some) else None

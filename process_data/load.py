@@ -43,11 +43,11 @@ def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
         log.info("%s: recognised as %s by %s%s", root, layout, found[layout], more)
         return layout
     if (root / "image").is_dir():
-        return "dtu"  # its reader says what is missing
+        return "dtu"  # its reader reports what is missing
     if any(p.suffix.lower() in (*SUFFIXES, ".heic") for folder in (root, root / "images") if folder.is_dir() for p in folder.iterdir()):
         raise UserError(f"{root}: photographs without cameras; find these first: python run.py --photos {root}")
-    looked = ", ".join(names[0] for names in SIGNS.values())
-    raise UserError(f"{root}: no layout is recognised; expected one of {looked}, or set dataset.name")
+    signs_of = ", ".join(names[0] for names in SIGNS.values())
+    raise UserError(f"{root}: no layout is recognised; expected one of {signs_of}, or set dataset.name")
 
 
 def _listed(names: list[str]) -> str:

@@ -53,7 +53,7 @@ def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[s
 
 
 def move(cameras: Cameras, matrix: Tensor) -> Cameras:
-    """Cameras seen from another frame: matrix [4, 4] takes points of theirs to it (rotation, uniform scale, translation)."""
+    """Cameras in another frame: matrix [4, 4] takes points of theirs to it (rotation, uniform scale, translation)."""
     m = matrix.double()
     scale = torch.linalg.det(m[:3, :3]).abs() ** (1 / 3)
     c2w = cameras.c2w.double()

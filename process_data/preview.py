@@ -20,7 +20,7 @@ def _reach(scene: Scene, radius: float) -> float:
 def _panel(scene: Scene, radius: float, axes: tuple[int, int], title: str) -> np.ndarray:
     reach, picture = _reach(scene, radius), np.full((SIZE, SIZE, 3), 255, np.uint8)
 
-    def place(x: np.ndarray) -> np.ndarray:
+    def to_pixels(x: np.ndarray) -> np.ndarray:
         """Points [P, 3] -> whole pixels [P, 2]."""
         flat = np.nan_to_num(x[:, list(axes)]) / reach
         flat = np.clip(flat, -50, 50) * [1, -1]
@@ -28,26 +28,26 @@ def _panel(scene: Scene, radius: float, axes: tuple[int, int], title: str) -> np
 
     if scene.points is not None:
         some = scene.points[:: max(1, len(scene.points) // 20000)].double().numpy()
-        for u, v in place(some):
+        for u, v in to_pixels(some):
             cv2.circle(picture, (int(u), int(v)), 1, POINT, -1)
-    middle = tuple(int(v) for v in place(np.zeros((1, 3)))[0])
+    middle = tuple(int(v) for v in to_pixels(np.zeros((1, 3)))[0])
     cv2.circle(picture, middle, round(radius / reach * SIZE / 2), SPHERE, 2, cv2.LINE_AA)
-    _cameras(picture, scene, place, 0.06 * reach)
+    _cameras(picture, scene, to_pixels, 0.06 * reach)
     for colour, width in ((255, 255, 255), 3), (INK, 1):
         text = f"{title}: {'xyz'[axes[0]]} right, {'xyz'[axes[1]]} up"
         cv2.putText(picture, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, colour, width, cv2.LINE_AA)
     return picture
 
 
-def _cameras(picture: np.ndarray, scene: Scene, place, size: float) -> None:
+def _cameras(picture: np.ndarray, scene: Scene, to_pixels, size: float) -> None:
     """Each camera as a pyramid with its tip at the centre of projection."""
     h, w = scene.cameras.height, scene.cameras.width
     corners = np.array([[0, 0, 1], [w - 1, 0, 1], [w - 1, h - 1, 1], [0, h - 1, 1]], np.float64)
     held = set(scene.test)
     for i in range(len(scene.cameras)):
         c2w, K = scene.cameras.c2w[i].double().numpy(), scene.cameras.K[i].double().numpy()
-        ends = place(c2w[:, 3] + size * (corners @ np.linalg.inv(K).T) @ c2w[:, :3].T)
-        tip, colour = tuple(int(v) for v in place(c2w[None, :, 3])[0]), HELD if i in held else TRAIN
+        ends = to_pixels(c2w[:, 3] + size * (corners @ np.linalg.inv(K).T) @ c2w[:, :3].T)
+        tip, colour = tuple(int(v) for v in to_pixels(c2w[None, :, 3])[0]), HELD if i in held else TRAIN
         cv2.polylines(picture, [ends], True, colour, 1, cv2.LINE_AA)
         for end in ends:
             cv2.line(picture, tip, tuple(int(v) for v in end), colour, 1, cv2.LINE_AA)

@@ -96,7 +96,7 @@ def _trim(p: Tensor, rho: Tensor) -> Tensor:
 
 
 def _bird(p: Tensor) -> Tensor:
-    """The knob of the lid: a small bird that looks along +x."""
+    """The knob of the lid: a small bird that faces +x."""
     trunk = _ellipsoid(p, (0, 0, 0.405), (0.12, 0.085, 0.085))
     head = _ellipsoid(p, (0.085, 0, 0.50), (0.066, 0.06, 0.06))
     side = torch.stack((p[:, 0], p[:, 1].abs(), p[:, 2]), dim=-1)
@@ -197,7 +197,7 @@ def _plumage(p: Tensor, n1: Tensor, n2: Tensor, n3: Tensor) -> Tensor:
 
 
 def albedo(p: Tensor, volume: Tensor) -> Tensor:
-    """Linear colour at surface points [P, 3], in [0, 1]: materials meet softly where the parts do."""
+    """Linear colour at surface points [P, 3], in [0, 1]: materials blend where the parts join."""
     n1, n2, n3, n4 = (_noise(volume, p, f) for f in (4.0, 11.0, 27.0, 55.0))
     weights = torch.softmax(-torch.stack(_parts(p), dim=-1) / 0.004, dim=-1)  # [P, 4]
     colours = torch.stack([f(p, n1, n2, n3) for f in (_glaze, _clay, _jade, _plumage)], dim=1)  # [P, 4, 3]
@@ -217,7 +217,7 @@ def _occlusion(p: Tensor, n: Tensor) -> Tensor:
 
 
 def shade(p: Tensor, dirs: Tensor, volume: Tensor) -> Tensor:
-    """sRGB [P, 3] of surface points seen along dirs: sky, three lights fixed in the world, Blinn-Phong highlights."""
+    """sRGB [P, 3] of surface points viewed along dirs: sky, three lights fixed in the world, Blinn-Phong highlights."""
     n, _ = normals(p)
     base, opened = albedo(p, volume), _occlusion(p, n)[:, None]
     sky = p.new_tensor((0.26, 0.29, 0.33)) + n[:, 2:] * p.new_tensor((0.13, 0.13, 0.13))

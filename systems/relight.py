@@ -35,7 +35,7 @@ SCRIPT = Path(__file__).parent.parent / "utils/blender_scene.py"
 def find_blender(given: str | None) -> list[str] | None:
     """The words that run SCRIPT: by `--blender` (Blender, or a Python with bpy), a Blender on the path, or bpy here; None without.
 
-    Raises UserError when the one asked for is no program.
+    Raises UserError when the given path is no program.
     """
     if given:
         program = shutil.which(given)
@@ -76,7 +76,7 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
     else:
         log.info(
             "relighting with the embedded renderer (%s)",
-            "as asked" if cfg.relight.engine == "embedded" else "no Blender was found: --blender PATH",
+            "relight.engine=embedded" if cfg.relight.engine == "embedded" else "no Blender was found: --blender PATH",
         )
         by_ourselves(model, cfg, light, cameras, names, folder)
     frames = [np.asarray(_over_white(read_raster(folder / f"{name}.png"))) for name in names]
@@ -114,7 +114,7 @@ def blender_frame(cameras: Cameras, i: int, name: str) -> dict:
 
 
 def by_blender(command: list[str], model: MaterialModel, cfg: Config, hdr: Path, cameras: Cameras, names: list[str], folder: Path) -> None:
-    """Write a job, run Blender on it, check that it did it. Raises UserError with what Blender says when it did not."""
+    """Write a job, run Blender on it, check that it did it. Raises UserError with Blender's last message when it did not."""
     r, folder = cfg.relight, folder.resolve()
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)

@@ -38,7 +38,7 @@ def make(n_views: int = 8, fx: float = 70.0, fy: float = 73.0, cx: float = 33.1,
 
 
 def trace_lens(K: np.ndarray, c2w: np.ndarray, hw: tuple[int, int], lens: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """`trace` through a distorting lens: pixels are looked up where a pinhole sees what they show."""
+    """`trace` through a distorting lens: each pixel takes the value that a pinhole has there."""
     if not lens:
         return trace(K, c2w, hw)
     big = 3

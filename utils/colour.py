@@ -15,7 +15,7 @@ class _Clip(torch.autograd.Function):
 
 
 def clip(x: Tensor) -> Tensor:
-    """x held in [0, 1] with the gradient of x: what is too bright for a photograph can still be made darker."""
+    """x held in [0, 1] with the gradient of x: values above 1 can still be lowered."""
     return _Clip.apply(x)
 
 

@@ -77,7 +77,7 @@ def _cuda_library(name: str) -> str:
 def choose(operation: str, wanted: str, device: torch.device) -> str:
     """The backend of an operation: the named one, or for `auto` the first of its list that runs on the device.
 
-    Raises UserError when a forced backend cannot be met, with what to install.
+    Raises UserError when a forced backend is not available, with what to install.
     """
     if wanted != "auto":
         reason = missing(wanted, device)

@@ -1,10 +1,10 @@
-"""The one exception a user sees as a sentence instead of a traceback."""
+"""The one exception that is printed as a sentence, without a traceback."""
 
 import difflib
 
 
 class UserError(Exception):
-    """Something the user can mend: says what, got, expected, next step. `run.py` prints it and exits with 2."""
+    """An error that the user can correct; its message states what, got, expected and the next step. `run.py` prints it and exits with 2."""
 
 
 def raise_all(problems: list[str], heading: str = "") -> None:

@@ -182,7 +182,7 @@ def _neighbours(lat: _Lattice, block: np.ndarray, negative: np.ndarray) -> np.nd
     found = []
     for axis in range(3):
         for side, step in ((0, -1), (B, 1)):
-            face = negative.take(side, axis + 1).reshape(len(block), (B + 1) ** 2)  # -1 cannot be told of no block
+            face = negative.take(side, axis + 1).reshape(len(block), (B + 1) ** 2)  # -1 stands for no block
             crossed = block[face.any(1) & ~face.all(1)] + np.eye(3, dtype=np.int64)[axis] * step
             found.append(lat.key(crossed[((crossed >= 0) & (crossed < lat.blocks)).all(1)]))
     return np.unique(np.concatenate(found))

@@ -17,7 +17,7 @@ def _number(path: str) -> int | None:
 
 
 def available() -> int | None:
-    """Bytes that a process may still take: free memory of the machine, or less in a container; None where it cannot be told."""
+    """Bytes that a process may still take: free memory of the machine, or less in a container; None where it is unknown."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -39,9 +39,9 @@ def check_fits(n: int, width: int, height: int, channels: int, largest: tuple[in
     kept = n * width * height * channels
     peak = kept + workers * largest[0] * largest[1] * 12  # file, decoded, reordered, resized
     free = available()
-    told = f"{n} images of {width}x{height}: {kept / GIB:.2f} GiB kept, {peak / GIB:.2f} GiB at the peak"
+    line = f"{n} images of {width}x{height}: {kept / GIB:.2f} GiB kept, {peak / GIB:.2f} GiB at the peak"
     if free is not None and peak > SHARE * free:
         fits = max(1.0, (kept / max(SHARE * free - (peak - kept), 1)) ** 0.5)
         advice = f"set dataset.img_downscale to {fits:.1f} times what it is" if fits < 64 else "use a machine with more memory"
-        raise UserError(f"{what}: {told}, but {free / GIB:.2f} GiB are free; {advice}, or use fewer images")
-    return told
+        raise UserError(f"{what}: {line}, but {free / GIB:.2f} GiB are free; {advice}, or use fewer images")
+    return line

@@ -1,4 +1,4 @@
-"""Meshes: cleaned, culled, written, read and looked at. `utils/marching_cubes.py` makes them."""
+"""Cleaning, culling, writing, reading and rendering of meshes. `utils/marching_cubes.py` makes them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,8 +71,8 @@ def cull_by_masks(
         mask = cv2.dilate((masks[i].cpu().numpy() > 127).astype(np.uint8), np.ones((2 * r + 1, 2 * r + 1), np.uint8)) > 0
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
         uv = np.round(uv).clip(-1, max(h, w)).astype(np.int64)
-        seen = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
-        keep[seen] &= mask[uv[seen, 1], uv[seen, 0]]
+        framed = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
+        keep[framed] &= mask[uv[framed, 1], uv[framed, 0]]
     return mesh if keep.all() else take_faces(mesh, np.all(keep[mesh.faces], axis=1))
 
 
@@ -137,7 +137,7 @@ def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
             loaded = loaded.to_mesh() if loaded.geometry else trimesh.Trimesh()
         if not isinstance(loaded, trimesh.Trimesh):
             loaded = trimesh.Trimesh(np.asarray(getattr(loaded, "vertices", ())), process=False)
-    except Exception as error:  # trimesh raises whatever its parsers meet
+    except Exception as error:  # trimesh's parsers raise many types
         raise UserError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
     if not len(loaded.vertices) or not (points or len(loaded.faces)):
         raise UserError(f"{path}: {len(loaded.vertices)} vertices and {len(loaded.faces)} faces: there is no surface in this file")
@@ -183,9 +183,9 @@ def render_mesh(
     corner, depth = (2 * uv + 0.5)[mesh.faces].astype(np.float32), z[mesh.faces].astype(np.float32)
     nearest = rasterise(corner, depth, 2 * h, 2 * w)
     image = np.full((2 * h * 2 * w, 3), background, np.uint8)
-    seen = nearest >= 0
-    faces, face = np.unique(nearest[seen], return_inverse=True)
-    image[seen] = _face_colours(mesh, faces, c2w, color)[face]
+    covered = nearest >= 0
+    faces, face = np.unique(nearest[covered], return_inverse=True)
+    image[covered] = _face_colours(mesh, faces, c2w, color)[face]
     return cv2.resize(image.reshape(2 * h, 2 * w, 3), (w, h), interpolation=cv2.INTER_AREA)
 
 
@@ -219,11 +219,11 @@ def rasterise(corner: np.ndarray, depth: np.ndarray, h: int, w: int) -> np.ndarr
             area = area[row, column]
             d = depth[f][row]
             z = (u[row, column] * d[:, 0] + v[row, column] * d[:, 1] + t[row, column] * d[:, 2]) / area
-            place = pixel[row, column, 1] * w + pixel[row, column, 0]
-            front = np.flatnonzero(z < zbuffer[place])
+            index = pixel[row, column, 1] * w + pixel[row, column, 0]
+            front = np.flatnonzero(z < zbuffer[index])
             front = front[np.argsort(-z[front], kind="stable")]  # the nearest is written last
-            zbuffer[place[front]] = z[front]
-            nearest[place[front]] = f[row[front]]
+            zbuffer[index[front]] = z[front]
+            nearest[index[front]] = f[row[front]]
         begin = size
     return nearest
 

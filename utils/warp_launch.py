@@ -22,7 +22,7 @@ def array(tensor: Tensor, dtype: type) -> object:
     """A tensor as a Warp kernel argument (no copy; contiguous; gradients are none of Warp's business)."""
     if not tensor.is_contiguous():
         raise ValueError(f"a kernel argument must be contiguous, got strides {tensor.stride()} for shape {tuple(tensor.shape)}")
-    if tensor.numel() == 0:  # any strides count as contiguous then, but Warp looks at them
+    if tensor.numel() == 0:  # any strides count as contiguous then, but Warp checks them
         tensor = tensor.new_empty(tensor.shape)
     return wp.from_torch(tensor.detach(), dtype=dtype, return_ctype=True)
 

@@ -47,7 +47,7 @@ class Caster:
         self.mesh = wp.Mesh(points, wp.array(self.faces.astype(np.int32).ravel(), dtype=int, device="cpu"))
 
     def __call__(self, origins: np.ndarray, dirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(whether rays [N, 3] meet it [N] bool, unit normals there [N, 3])."""
+        """(whether rays [N, 3] hit it [N] bool, unit normals there [N, 3])."""
         o, d = (wp.array(a.astype(np.float32), dtype=wp.vec3, device="cpu") for a in (origins, dirs))
         face, at = wp.empty(len(origins), dtype=int, device="cpu"), wp.zeros(len(origins), dtype=wp.vec3, device="cpu")
         wp.launch(_cast, dim=len(origins), inputs=[self.mesh.id, o, d, face, at], device="cpu")

@@ -5,7 +5,7 @@ from models.density import Variance, cell_alpha, neus_alpha
 
 
 def plane_weights(inv_s, n=2000, cosine=-1.0):
-    """Weights along a ray that meets a plane at t = 0.5 with the given cosine."""
+    """Weights along a ray that crosses a plane at t = 0.5 with the given cosine."""
     edges = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     mid, dt = (edges[1:] + edges[:-1]) / 2, edges[1:] - edges[:-1]
     sdf = (0.5 - mid) * -cosine
@@ -32,7 +32,7 @@ def test_alpha_bounds_and_leaving_rays():
 
 
 def test_anneal_softens_the_cosine():
-    """At anneal 0 a grazing ray is still stopped as if it met the surface at an angle."""
+    """At anneal 0 a grazing ray is still stopped as if it hit the surface at an angle."""
     sdf, dt, s = torch.tensor([0.0]), torch.tensor([0.01]), torch.tensor(100.0)
     grazing = torch.tensor([0.0])
     assert neus_alpha(sdf, grazing, dt, s, 0.0) > 10 * neus_alpha(sdf, grazing, dt, s, 1.0)

@@ -33,7 +33,7 @@ def test_to_map_and_back():
     assert torch.allclose(from_map(to_map(dirs)), dirs, atol=1e-4)
 
 
-def test_a_map_is_met_at_its_pixels_and_closes_on_itself():
+def test_a_map_has_its_values_at_its_pixels_and_closes_on_itself():
     image = torch.rand(8, 16, 3)
     assert torch.allclose(look_up(image, map_directions(8).reshape(-1, 3)).view(8, 16, 3), image, atol=1e-4)
     seam = from_map(torch.tensor([[0.0, 0.5 / 8], [1 - 1e-6, 0.5 / 8]]))
@@ -78,7 +78,7 @@ def test_lights_give_radiance_below_their_limit():
     assert texture.roughness() == 0
 
 
-def test_the_photographer_is_met_only_towards_the_camera():
+def test_the_photographer_is_hit_only_towards_the_camera():
     photographer = PhotographerLight(16, 5.0)
     camera = torch.tensor([[3.0, 0, 0]])
     toward, away = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0]])

@@ -63,7 +63,7 @@ def test_interlevel_is_zero_under_the_bound_and_teaches_the_proposal_alone():
 
 
 def test_a_proposal_learns_where_the_field_is():
-    """A density that knows nothing is drawn to a wall at t = 3, and samples follow it there."""
+    """An untrained density is drawn to a wall at t = 3, and samples follow it there."""
     logits = torch.zeros(32, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.2)
     near, far = torch.full((16,), 1.0), torch.full((16,), 5.0)
@@ -177,11 +177,11 @@ def test_density_of_the_background_counts_by_contracted_length():
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
-    assert (net(r, torch.zeros(20), at(1.0)).weights[:, -1] > 0.5).all()  # at the start the horizon is seen
+    assert (net(r, torch.zeros(20), at(1.0)).weights[:, -1] > 0.5).all()  # at the start the horizon has the weight
 
 
 def test_most_samples_follow_the_proposal_and_some_go_anywhere():
-    """Where all weight lies on the horizon, nearer space is still looked at, or nothing could ever form there."""
+    """Where all weight lies on the horizon, nearer space still has samples, or nothing could ever form there."""
     near, far = torch.full((3,), 2.0), torch.full((3,), 1e3)
     found = background().estimator.sampling([lambda a, b: torch.zeros_like(a)], [24], 20, near, far, opaque_end=True)
     last = 1 / (1 / 2 - 23 / 24 * (1 / 2 - 1e-3))

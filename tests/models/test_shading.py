@@ -94,9 +94,9 @@ def test_colours_and_light_stay_in_range():
 def test_the_photographers_plane_stands_upright_through_the_camera():
     camera = torch.tensor([[3.0, 0, 1]] * 3)
     dirs = F.normalize(torch.tensor([[3.0, 0, 1], [3, 0.6, 0.4], [-1, 0, 0]]), dim=1)
-    place, distance, met = photographer_plane(torch.zeros(3, 3), dirs, camera)
-    assert met.tolist() == [True, True, False] and float(distance[2]) == 0
-    assert torch.allclose(place, torch.tensor([[0.0, 0], [0.6, -0.6], [0, 0]]), atol=1e-6)
+    position, distance, hit = photographer_plane(torch.zeros(3, 3), dirs, camera)
+    assert hit.tolist() == [True, True, False] and float(distance[2]) == 0
+    assert torch.allclose(position, torch.tensor([[0.0, 0], [0.6, -0.6], [0, 0]]), atol=1e-6)
     assert float(distance[0]) == pytest.approx(math.sqrt(10))
 
 
@@ -122,8 +122,8 @@ def test_two_spheres_hide_each_other_along_the_axis_only():
     pole = torch.tensor([[-0.2, 0.0, 0.0]])
     angles = torch.tensor([0.0, 0.2, 0.35, 0.55, 0.8, 1.5])  # the tangent to the right sphere: asin(0.3 / 0.7) = 0.443
     dirs = torch.stack([angles.cos(), angles.sin(), 0 * angles], 1)
-    met = occlusion_probability(sdf, pole.expand(6, 3), dirs, 400.0, 1.0)
-    assert (met[:3] > 0.99).all() and (met[3:] < 0.01).all()
+    hit = occlusion_probability(sdf, pole.expand(6, 3), dirs, 400.0, 1.0)
+    assert (hit[:3] > 0.99).all() and (hit[3:] < 0.01).all()
 
 
 def test_a_point_in_an_open_box_sees_out_through_the_opening_alone():
@@ -140,8 +140,8 @@ def test_a_point_in_an_open_box_sees_out_through_the_opening_alone():
     floor = torch.tensor([[0.0, 0, -0.4]])
     tilt = torch.tensor([0.0, 0.3, 0.38, 0.5, 0.9, 1.3])  # the rim: atan(0.4 / 0.9) = 0.418
     dirs = torch.stack([tilt.sin(), 0 * tilt, tilt.cos()], 1)
-    met = occlusion_probability(sdf, floor.expand(6, 3), dirs, 500.0, 1.0)
-    assert (met[:3] < 0.05).all() and (met[3:] > 0.95).all()
+    hit = occlusion_probability(sdf, floor.expand(6, 3), dirs, 500.0, 1.0)
+    assert (hit[:3] < 0.05).all() and (hit[3:] > 0.95).all()
 
 
 def test_a_convex_surface_never_meets_itself():

@@ -45,10 +45,10 @@ def on_a_table(written: formats.Written) -> list[np.ndarray]:
     rng, images = np.random.default_rng(0), []
     for image in written.images:
         noise = cv2.resize(rng.uniform(0, 1, (12, 16)).astype(np.float32), image.shape[1::-1])
-        behind = np.stack([0.15 + 0.1 * noise, 0.3 + 0.2 * noise, 0.2 + 0.1 * noise], -1)
+        surroundings = np.stack([0.15 + 0.1 * noise, 0.3 + 0.2 * noise, 0.2 + 0.1 * noise], -1)
         mask = image[..., 3:]
         rgb = np.clip(image[..., :3] * [1.0, 0.6, 0.5] + [0.15, 0, 0], 0, 1)
-        images.append((rgb * mask + behind * (1 - mask)).astype(np.float32))
+        images.append((rgb * mask + surroundings * (1 - mask)).astype(np.float32))
     return images
 
 

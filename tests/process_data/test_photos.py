@@ -311,12 +311,12 @@ def test_blurred_photographs_are_left_out(tmp_path):
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(sfm, "reconstruct", lambda *words: asked.append(words))
+    calls = []
+    monkeypatch.setattr(sfm, "reconstruct", lambda *words: calls.append(words))
     assert run.main(["--photos", str(tmp_path / "my photos"), "--masks", "m"]) == 0
-    assert asked == [(tmp_path / "my photos", Path("inputs/my photos"), Path("m"))]
+    assert calls == [(tmp_path / "my photos", Path("inputs/my photos"), Path("m"))]
     assert run.main(["--photos", str(tmp_path), f"dataset.root_dir={tmp_path / 'scene'}"]) == 0
-    assert asked[1][1] == tmp_path / "scene"
+    assert calls[1][1] == tmp_path / "scene"
     capsys.readouterr()
     assert run.main(["--masks", "m", "--train"]) == 2
     assert "--masks goes with --photos" in "".join(capsys.readouterr())

@@ -123,8 +123,8 @@ def test_hull_forgives_one_mask_and_gives_up_on_nonsense():
 def test_dtu_keeps_its_sphere_unless_told(tmp_path):
     folder = str(formats.write_dtu(tmp_path, formats.make()))
     assert similarity_parts(load_scene(DatasetConfig(root_dir=folder), log=LOG).to_world.numpy())[0] == pytest.approx(3)
-    told = load_scene(DatasetConfig(root_dir=folder, radius=2.5, center=[10.5, -20, 30]), log=LOG).to_world.numpy()
-    assert similarity_parts(told)[0] == pytest.approx(2.5) and told[0, 3] == pytest.approx(10.5)
+    given = load_scene(DatasetConfig(root_dir=folder, radius=2.5, center=[10.5, -20, 30]), log=LOG).to_world.numpy()
+    assert similarity_parts(given)[0] == pytest.approx(2.5) and given[0, 3] == pytest.approx(10.5)
 
 
 def test_picture(tmp_path):

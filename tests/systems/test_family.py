@@ -296,8 +296,8 @@ def test_every_parameter_is_in_one_group_and_the_background_learns_at_its_own_ra
     system = trainer(tiny("dtu", tiny_scene, tmp_path, "optim.lr_background=0.07"), tmp_path / "run").system
     groups = {g["name"]: g for g in system.param_groups()}
     assert sorted(id(p) for g in groups.values() for p in g["params"]) == sorted(map(id, system.model.parameters()))
-    behind = {id(system.model.background.field.encoding.table), id(system.model.background.proposal.encoding.table)}
-    assert {id(p) for p in groups["background"]["params"]} == behind and groups["background"]["lr"] == 0.07
+    tables = {id(system.model.background.field.encoding.table), id(system.model.background.proposal.encoding.table)}
+    assert {id(p) for p in groups["background"]["params"]} == tables and groups["background"]["lr"] == 0.07
     assert groups["background"]["lazy"] and groups["grid"]["lr"] == 0.01
 
 
@@ -344,12 +344,12 @@ def test_a_dead_occupancy_grid_comes_back(caplog):
     assert 0 < grid.share < 1
 
 
-# ------------------------------------------------------------------ what the README says
+# ------------------------------------------------------------------ the example of the README
 
 
 @pytest.mark.slow
 def test_the_readmes_example_of_a_new_loss_works(tiny_scene, tmp_path):
-    """The two snippets pasted where the README says give a loss that trains."""
+    """The two snippets, pasted as the README describes, give a loss that trains."""
     import re
     import shutil
     import subprocess

@@ -35,8 +35,8 @@ def test_no_samples():
     assert float(losses.eikonal(torch.zeros(0, 3))) == 0
 
 
-def test_crossed_estimates_do_not_punish_noise():
-    """The estimate is 0.5 + noise * n: a plain term wants less noise, the crossed one only the right mean."""
+def test_crossed_estimates_do_not_penalise_noise():
+    """The estimate is 0.5 + noise * n: a plain term lowers the noise, the crossed one fits the mean alone."""
     torch.manual_seed(0)
     truth = torch.full((20000, 3), 0.5)
     for term in (losses.rgb_mse, losses.rgb_l1, losses.rgb_charbonnier):

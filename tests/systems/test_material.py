@@ -72,7 +72,7 @@ def job(scene, out, *more):
 def run(scene, tmp_path_factory):
     """A run folder: trained for a while, tested, exported."""
     out = tmp_path_factory.mktemp("runs")
-    # too short for priors; its lamps are soft: without being told, sharp ones on rougher metal explain the pictures as well
+    # too short for priors; its lamps are soft: without light_smooth, sharp ones on rougher metal explain the pictures as well
     more = [
         "trainer.max_steps=250",
         "model.grid.levels=4",
@@ -115,7 +115,7 @@ def test_the_material_is_recovered_better_than_by_a_constant(run):
     metal = truth.metallic > 0.5
     assert float(((ours.metallic > 0.5) == metal).float().mean()) > 0.85
     assert float(ours.roughness[~metal].mean() - ours.roughness[metal].mean()) > 0.1
-    assert float((ours.roughness - truth.roughness)[metal].abs().mean()) < 0.15  # matt paint tells its roughness in longer runs only
+    assert float((ours.roughness - truth.roughness)[metal].abs().mean()) < 0.15  # the roughness of matt paint converges in longer runs only
 
 
 def test_the_metrics_and_pictures_are_there(run):
@@ -183,15 +183,15 @@ def test_the_gltf_opens_with_its_textures(run):
     assert material.metallicFactor == 1 and material.roughnessFactor == 1
     assert mesh.visual.uv.shape == (len(mesh.vertices), 2) and mesh.visual.uv.min() >= 0 and mesh.visual.uv.max() <= 1
     assert np.allclose(np.linalg.norm(mesh.vertices, axis=1), 0.6, atol=1e-3)
-    # the texture says at each vertex what the field says there; glTF has y up
+    # the texture equals the field at each vertex; glTF has y up
     world = np.asarray(mesh.vertices)[:, [0, 2, 1]] * [1, -1, 1]
     with torch.no_grad():
         field = restored(run).material_at(torch.tensor(world).float())
     texture = np.asarray(material.metallicRoughnessTexture)
     size = texture.shape[0]
     at = np.clip((mesh.visual.uv * size - 0.5).round().astype(int), 0, size - 1)
-    seen = texture[size - 1 - at[:, 1], at[:, 0]] / 255.0
-    assert np.abs(seen[:, 1] - field.roughness.numpy()).mean() < 0.02 and np.abs(seen[:, 2] - field.metallic.numpy()).mean() < 0.03
+    texel = texture[size - 1 - at[:, 1], at[:, 0]] / 255.0
+    assert np.abs(texel[:, 1] - field.roughness.numpy()).mean() < 0.02 and np.abs(texel[:, 2] - field.metallic.numpy()).mean() < 0.03
 
 
 def test_arrays_for_each_vertex_and_the_light(run):
@@ -207,7 +207,7 @@ def test_arrays_for_each_vertex_and_the_light(run):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 320])
 def test_patches_do_not_bleed(n):
-    """Between the corners of a face bilinear lookup meets no texel of another face's patch."""
+    """Between the corners of a face bilinear lookup uses no texel of another face's patch."""
     from utils.atlas import patches, spread, texels
 
     atlas = patches(np.arange(3 * n).reshape(n, 3), 64)

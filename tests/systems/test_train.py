@@ -139,16 +139,16 @@ def test_resuming_is_bitwise_equal(tiny_scene, tmp_path, average):
 
 def test_a_run_ends_in_the_mean_of_its_last_weights(tiny_scene, tmp_path):
     t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=24", "trainer.average=0.5"), tmp_path / "run")
-    parameter, seen, real = t.system.model.variance.v, [], t.average.after_step
+    parameter, values, real = t.system.model.variance.v, [], t.average.after_step
 
     def watch(step, progress):
         real(step, progress)
         if progress >= 0.5 and step % t.average.EVERY == 0:
-            seen.append(float(parameter.detach()))
+            values.append(float(parameter.detach()))
 
     t.average.after_step = watch
-    assert t.train() and len(seen) == 4
-    assert float(parameter.detach()) == pytest.approx(sum(seen) / 4, abs=1e-6) and abs(seen[-1] - sum(seen) / 4) > 1e-5
+    assert t.train() and len(values) == 4
+    assert float(parameter.detach()) == pytest.approx(sum(values) / 4, abs=1e-6) and abs(values[-1] - sum(values) / 4) > 1e-5
 
 
 def command(scene, out, *more, resume=None):

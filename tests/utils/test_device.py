@@ -1,4 +1,4 @@
-"""Backends: what runs where, forced choices that cannot be met, and nerfacc never asked on the CPU."""
+"""Backends: what runs where, forced choices that are not available, and nerfacc never imported on the CPU."""
 
 import sys
 
@@ -24,7 +24,7 @@ def test_without_warp_the_twin(monkeypatch, caplog):
 
 @pytest.mark.parametrize(("op", "backend"), [("march", "nerfacc"), ("composite", "nerfacc"), ("hashgrid", "tinycudann")])
 def test_cuda_libraries_are_refused_on_the_cpu_without_importing_them(op, backend, monkeypatch):
-    monkeypatch.setattr(device, "_cuda_library", lambda name: pytest.fail(f"{name} was asked for on the CPU"))
+    monkeypatch.setattr(device, "_cuda_library", lambda name: pytest.fail(f"{name} was imported on the CPU"))
     with pytest.raises(UserError, match=f"backend.{op}={backend}, but {backend} runs on CUDA alone"):
         device.choose(op, backend, CPU)
 
