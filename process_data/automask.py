@@ -142,7 +142,7 @@ def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
     seeds, hull = seed_points(scene, log), None
     masks: list[np.ndarray] = []
     dot, none = max(1, round(max(shape) / 160)), np.zeros(shape, bool)
-    volume, known = seeds.volume(), len(seeds.object) >= 50
+    volume, has_seeds = seeds.volume(), len(seeds.object) >= 50
 
     def one(i: int) -> np.ndarray:
         def discs(x: np.ndarray, radius: int) -> np.ndarray:
@@ -151,9 +151,9 @@ def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
         cell = max(1, int(np.ceil(K[i, 0, 0] / CELLS / max(float(np.linalg.norm(c2w[i, :, 3])), 1e-6))))
         outside = ~discs(volume, cell)
         # object points project into the object even when they are hidden; background points may be hidden by the object
-        certain = discs(seeds.object, 1) if known and seeds.plane is not None else none
+        certain = discs(seeds.object, 1) if has_seeds and seeds.plane is not None else none
         if hull is None:
-            probable = discs(seeds.object, 5 * dot) if known else discs(0.6 * volume, cell)
+            probable = discs(seeds.object, 5 * dot) if has_seeds else discs(0.6 * volume, cell)
             background = discs(seeds.background, dot) & ~probable
             return _tidy(grab(images[i], outside | background, probable, certain))
         silhouette = discs(hull, cell)

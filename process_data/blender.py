@@ -1,7 +1,7 @@
-"""NeRF-synthetic: transforms_{train,val,test}.json rendered by Blender, RGBA whose alpha is the mask.
+"""NeRF-synthetic: transforms_{train,val,test}.json rendered by Blender; the alpha channel of the images is the mask.
 
-Each file is as `transforms.json` (process_data/transforms.py); its images usually lack their suffix. The test split is held out, or the
-val split when there is no other; the val split beside a test split is not read.
+Each file has the format of `transforms.json` (process_data/transforms.py); image names usually have no suffix. The test split is held
+out, or the val split when there is no test split; otherwise the val split is not used.
 """
 
 import logging
@@ -18,11 +18,11 @@ LOG = logging.getLogger("neus")
 
 
 def read_blender(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    """Read the folder `cfg.root_dir`. Raises UserError that lists all problems."""
     root = Path(cfg.root_dir)
     path = root / "transforms_train.json"
     if not path.is_file():
-        raise UserError(f"{root}: no transforms_train.json; set dataset.root_dir to a folder of the NeRF-synthetic layout")
+        raise UserError(f"{root}: no transforms_train.json; set dataset.root_dir to a folder with the NeRF-synthetic layout")
     train = read_frames(path, cfg, log)
     held = next((root / f"transforms_{split}.json" for split in ("test", "val") if (root / f"transforms_{split}.json").is_file()), None)
     if held is None:

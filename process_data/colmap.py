@@ -1,7 +1,8 @@
 """COLMAP: images/ and sparse/0/{cameras,images,points3D}.{bin,txt}, any number of cameras; masks/ optional.
 
-Poses are world-to-camera quaternions (w, x, y, z) with OpenCV axes, pixel centres at +0.5. Points that three photographs see are kept.
-GlossyReal (NeRO, 2023) is this layout with `object_point_cloud.ply`: its box is the region of interest; dataset.up says what is up.
+Poses are world-to-camera quaternions (w, x, y, z) with OpenCV axes; pixel centres are at +0.5. Points with three observations or more
+are kept. GlossyReal (NeRO, 2023) has this layout, and `object_point_cloud.ply`, whose bounding box is the region of interest; set
+dataset.up to its up direction.
 """
 
 import logging
@@ -22,9 +23,9 @@ from utils.rays import Scene
 LOG = logging.getLogger("neus")
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse", ".")
 IMAGE_FOLDERS = ("images", "image", "dense/images", "images_raw_1024", "images_raw", ".")
-OBJECT = "object_point_cloud.ply"  # GlossyReal (NeRO): points of the object alone, cut out by hand
+OBJECT = "object_point_cloud.ply"  # GlossyReal (NeRO): points of the object, segmented by hand
 MASK_FOLDERS = ("masks", "mask")
-# model -> (kind of lens, one focal length or two, names of k in the order that Lens wants, by their place behind the principal point)
+# model -> (kind of lens, number of focal lengths, indices of the parameters of Lens after the principal point)
 LENSES = {
     "SIMPLE_PINHOLE": ("brown", 1, ()), "PINHOLE": ("brown", 2, ()), "SIMPLE_RADIAL": ("brown", 1, (0,)), "RADIAL": ("brown", 1, (0, 1)),
     "OPENCV": ("brown", 2, (0, 1, 2, 3)), "FULL_OPENCV": ("brown", 2, (0, 1, 2, 3, 4, 5, 6, 7)), "FOV": ("fov", 2, (0,)),
@@ -34,7 +35,7 @@ LENSES = {
 
 
 def model_folder(root: Path) -> Path | None:
-    """The folder with cameras and images, .bin or .txt: the one of MODEL_FOLDERS that is there first."""
+    """The first of MODEL_FOLDERS with cameras and images, .bin or .txt; None when there is none."""
     folders = [root / f for f in MODEL_FOLDERS]
     return next((f for f in folders if all(any((f / f"{n}.{s}").is_file() for s in ("bin", "txt")) for n in ("cameras", "images"))), None)
 
@@ -44,13 +45,15 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def camera_of(camera: Camera, where: str) -> tuple[np.ndarray, Lens]:
-    """(K [3, 3], lens). Raises UserError."""
+    """(K [3, 3], lens). `where` names the camera in errors. Raises UserError."""
     if camera.model not in LENSES:
-        raise UserError(f"{where}: the model {camera.model!r} is not read; undistort the photographs first (colmap image_undistorter)")
-    kind, focals, places = LENSES[camera.model]
+        raise UserError(
+            f"{where}: the camera model {camera.model!r} is not supported; undistort the photographs first (colmap image_undistorter)"
+        )
+    kind, focals, indices = LENSES[camera.model]
     p, rest = camera.params, camera.params[focals + 2 :]
     K = checked_intrinsics(p[0], p[focals - 1], p[focals], p[focals + 1], (camera.width, camera.height), where)
-    return K, Lens(kind, tuple(rest[i] for i in places))
+    return K, Lens(kind, tuple(rest[i] for i in indices))
 
 
 def pose_of(image: Image, where: str) -> np.ndarray:
@@ -71,14 +74,16 @@ def pose_of(image: Image, where: str) -> np.ndarray:
 
 
 def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) -> list[View]:
+    """The views whose images exist, with a warning for the others. Raises UserError."""
     cameras_path, images_path = _file(folder, "cameras"), _file(folder, "images")
-    assert cameras_path is not None and images_path is not None  # model_folder found them
+    if cameras_path is None or images_path is None:
+        raise UserError(f"{folder}: expected cameras and images, .bin or .txt; export the reconstruction again")
     cameras, images = read_cameras(cameras_path), read_images(images_path)
     if not images:
         raise UserError(f"{images_path}: no registered images; the reconstruction failed: take more photographs that overlap")
     bases = [root / f for f in IMAGE_FOLDERS if (root / f).is_dir()]
     masks = [root / f for f in MASK_FOLDERS if (root / f).is_dir()] if cfg.masks else []
-    views, problems, missing, known = [], [], [], {}
+    views, problems, missing, models = [], [], [], {}
     for image in images:
         path = next((p for p in (find_image(base, image.name) for base in bases) if p), None)
         if path is None:
@@ -86,11 +91,13 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
             continue
         try:
             if image.camera not in cameras:
-                raise UserError(f"{images_path}: {image.name[:80]} refers to camera {image.camera}, which {cameras_path.name} lacks")
+                raise UserError(
+                    f"{images_path}: {image.name[:80]} refers to camera {image.camera}, which is missing in {cameras_path.name}"
+                )
             camera = cameras[image.camera]
-            if image.camera not in known:
-                known[image.camera] = camera_of(camera, f"{cameras_path}: camera {image.camera}")
-            K, lens = known[image.camera]
+            if image.camera not in models:
+                models[image.camera] = camera_of(camera, f"{cameras_path}: camera {image.camera}")
+            K, lens = models[image.camera]
             pose = pose_of(image, str(images_path))
         except UserError as error:
             if str(error) not in problems:
@@ -100,7 +107,7 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
     raise_all(problems)
     if not views:
         raise UserError(
-            f"{images_path}: none of its {len(missing)} images is there (first: {missing[0][:200]}); put them into {root / 'images'}"
+            f"{images_path}: none of its {len(missing)} images exists (first: {missing[0][:200]}); put them into {root / 'images'}"
         )
     if missing:
         log.warning("%s: %d of %d images are missing (first: %s); they are left out", root, len(missing), len(images), missing[0][:200])
@@ -108,7 +115,7 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
 
 
 def object_points(path: Path) -> np.ndarray:
-    """Points [P, 3] of the object alone. Raises UserError."""
+    """Points [P, 3] on the object. Raises UserError."""
     points = read_ply_points(path)
     if len(points) < 10:
         raise UserError(f"{path}: {len(points)} points, expected 10 or more on the object; export it again, or remove the file")
@@ -134,7 +141,7 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
 
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    """Read the folder `cfg.root_dir`. Raises UserError that lists all problems."""
     if (Path(cfg.root_dir) / OBJECT).is_file() and cfg.center == "auto":
-        cfg = replace(cfg, center="bbox")  # what was cut out is the region of interest
+        cfg = replace(cfg, center="bbox")  # the bounding box of the object
     return assemble(colmap_capture(cfg, log), cfg, log)

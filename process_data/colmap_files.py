@@ -1,6 +1,6 @@
-"""COLMAP's cameras, images and points3D, binary and text (https://colmap.github.io/format.html), into plain records.
+"""Parsers of COLMAP's cameras, images and points3D files, binary and text (https://colmap.github.io/format.html).
 
-Every count in a binary file is held against the bytes that are left before anything is read or made: a damaged file is a UserError.
+Every count in a binary file is compared with the remaining bytes before anything is allocated: a damaged file is a UserError.
 """
 
 import math
@@ -42,11 +42,11 @@ class Image:
 class Point:
     xyz: tuple[float, float, float]
     error: float  # pixels; negative: unknown
-    track: int  # images that see it
+    track: int  # number of images with an observation
 
 
 class _Bytes:
-    """A file read from front to back; whatever lies beyond its end is a UserError."""
+    """Sequential reader of a binary file; reading beyond the end is a UserError."""
 
     def __init__(self, path: Path):
         self.path, self.at = path, 0
@@ -56,6 +56,7 @@ class _Bytes:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
     def need(self, n: int) -> None:
+        """Raises UserError unless n bytes remain."""
         if n > len(self.data) - self.at:
             raise UserError(f"{self.path}: truncated or damaged at byte {self.at} of {len(self.data)}; export the reconstruction again")
 
@@ -71,7 +72,7 @@ class _Bytes:
         self.at += n
 
     def count(self, least: int) -> int:
-        """A number of records of at least `least` bytes each."""
+        """A count of records that have at least `least` bytes each."""
         (n,) = self.take("Q")
         self.need(n * least)
         return n
@@ -93,16 +94,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def _records(path: Path, least: int) -> list[tuple[int, list[str]]]:
-    """(line number, words) of the lines that are no comments."""
+    """(line number, words) of the lines other than comments, each with at least `least` words."""
     found = [(i + 1, line.split()) for i, line in enumerate(_lines(path)) if line.strip() and not line.startswith("#")]
     short = next((i for i, words in found if len(words) < least), None)
     if short is not None:
-        raise UserError(f"{path}: line {short} is too short; truncated perhaps: export the reconstruction again")
+        raise UserError(f"{path}: line {short} is too short, perhaps truncated; export the reconstruction again")
     return found
 
 
 def _bad(path: Path, line: int) -> UserError:
-    return UserError(f"{path}: line {line} holds no numbers where they are expected; export the reconstruction again")
+    return UserError(f"{path}: line {line}: expected numbers; export the reconstruction again")
 
 
 # ---- the three files ----
@@ -124,21 +125,21 @@ def read_cameras(path: Path) -> dict[int, Camera]:
             name, n = MODELS.get(model, (f"number {model}", 0))
             if not n:
                 raise UserError(
-                    f"{path}: camera {number} is of the unknown model {name}; damaged, or of a newer COLMAP: export it as OPENCV"
+                    f"{path}: camera {number} has the unknown model {name}; damaged, or from a newer COLMAP: export it as OPENCV"
                 )
             cameras[number] = Camera(name, width, height, data.take(f"{n}d"))
     for number, camera in cameras.items():
         if camera.model in BY_NAME and len(camera.params) != BY_NAME[camera.model]:
             raise UserError(
-                f"{path}: camera {number} has {len(camera.params)} parameters, expected {BY_NAME[camera.model]} of {camera.model}"
+                f"{path}: camera {number} has {len(camera.params)} parameters, expected {BY_NAME[camera.model]} for {camera.model}"
             )
         if not all(math.isfinite(p) for p in camera.params):
-            raise UserError(f"{path}: camera {number} holds NaN or infinity; export the reconstruction again")
+            raise UserError(f"{path}: camera {number} contains NaN or infinity; export the reconstruction again")
     return cameras
 
 
 def read_images(path: Path) -> list[Image]:
-    """Registered images in the order of their names. Raises UserError."""
+    """Registered images, sorted by name. Raises UserError."""
     images = []
     if path.suffix == ".txt":
         lines = [(i + 1, line) for i, line in enumerate(_lines(path)) if not line.startswith("#")]
@@ -156,8 +157,8 @@ def read_images(path: Path) -> list[Image]:
     else:
         data = _Bytes(path)
         for _ in range(data.count(73)):
-            _, *pose, camera = data.take("i7di")
-            images.append(Image(data.name(), camera, tuple(pose[:4]), tuple(pose[4:])))
+            _, w, x, y, z, *shift, camera = data.take("i7di")
+            images.append(Image(data.name(), camera, (w, x, y, z), (shift[0], shift[1], shift[2])))
             data.skip(24 * data.take("Q")[0])
     return sorted(images, key=lambda image: image.name)
 
@@ -182,7 +183,7 @@ def read_points(path: Path) -> list[Point]:
 
 
 def good_points(points: list[Point], least_track: int = 3, most_error: float = 2.0) -> np.ndarray | None:
-    """[P, 3] float64 of points with long tracks and small errors; None when there are hardly any."""
+    """[P, 3] float64: points with enough observations and a small reprojection error (all when fewer than 10); None when fewer than 10."""
     kept = [p.xyz for p in points if p.track >= least_track and p.error <= most_error]
     array = np.array(kept if len(kept) >= 10 else [p.xyz for p in points], np.float64).reshape(-1, 3)
     array = array[np.isfinite(array).all(1) & (np.abs(array) < 1e12).all(1)]

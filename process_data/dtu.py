@@ -4,9 +4,9 @@
 to the world. Pixel centres are at integers; camera axes are OpenCV's.
 """
 
+import itertools
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ def _matrix(path: Path, archive, key: str, shapes: list[tuple[int, int]]) -> np.
         got = f"shape {list(value.shape)} and type {value.dtype}"
         raise UserError(f"{path}: {key} has {got}, expected numbers of shape {list(shapes[0])}; check the export")
     if not np.isfinite(value).all():
-        raise UserError(f"{path}: {key} holds NaN or infinity, expected finite numbers; check the calibration")
+        raise UserError(f"{path}: {key} contains NaN or infinity, expected finite numbers; check the calibration")
     return value.astype(np.float64)
 
 
@@ -91,23 +91,23 @@ def read_matrices(path: Path, prefix: str, wanted: list[int], problems: list[str
     try:
         archive = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001
-        raise UserError(f"{path}: not a readable npz file, truncated perhaps ({error}); copy it again") from None
+        raise UserError(f"{path}: not a readable npz file, perhaps truncated ({error}); copy it again") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: not an npz file but a single array, expected keys world_mat_0, scale_mat_0, ...; write it with np.savez")
     with archive:
-        there = {int(m[1]) for m in (re.fullmatch(rf"{prefix}_(\d+)", key) for key in archive.files) if m}
-        missing = [i for i in wanted if i not in there]
+        numbers = {int(m[1]) for m in (re.fullmatch(rf"{prefix}_(\d+)", key) for key in archive.files) if m}
+        missing = [i for i in wanted if i not in numbers]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             span = f"{prefix}_{wanted[0]}" + (f" to {prefix}_{wanted[-1]}" if len(wanted) > 1 else "")
             problems.append(f"{path}: no {prefix}_{missing[0]}{more}, expected {span}; check the export")
         found, shapes = {}, [(4, 4)] if prefix == "scale_mat" else [(4, 4), (3, 4)]
-        for i in sorted(there.intersection(wanted)):
+        for i in sorted(numbers.intersection(wanted)):
             try:
                 found[i] = _matrix(path, archive, f"{prefix}_{i}", shapes)
             except UserError as error:
                 problems.append(str(error))
-    return found, there
+    return found, numbers
 
 
 def decompose(world_mat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +147,7 @@ def _pose(path: Path, i: int, world_mat: np.ndarray, to_world: np.ndarray) -> tu
 
 def read_to_world(path: Path, n: int, problems: list[str], log: logging.Logger) -> np.ndarray | None:
     """scale_mat_0 [4, 4], a similarity; None when it is missing or invalid, with the reason in `problems`. Raises UserError."""
-    mats, there = read_matrices(path, "scale_mat", [0], problems)
+    mats, numbers = read_matrices(path, "scale_mat", [0], problems)
     if 0 not in mats:
         return None
     try:
@@ -155,7 +155,7 @@ def read_to_world(path: Path, n: int, problems: list[str], log: logging.Logger) 
     except UserError as error:
         problems.append(f"{path}: scale_mat_0: {error}; expected the sphere around the object")
         return None
-    others, _ = read_matrices(path, "scale_mat", sorted(i for i in there if 0 < i < n), [])
+    others, _ = read_matrices(path, "scale_mat", sorted(i for i in numbers if 0 < i < n), [])
     odd = [i for i, mat in others.items() if not np.allclose(mat, mats[0], rtol=1e-4, atol=1e-4 * np.abs(mats[0]).max())]
     if odd:
         log.warning("%s: scale_mat_%d differs from scale_mat_0 (%d of them do); scale_mat_0 is used for all views", path, odd[0], len(odd))
@@ -170,13 +170,13 @@ def read_cameras(
     try:
         path = _camera_file(root, cfg.cameras, "cameras")
         object_path = _camera_file(root, cfg.object_cameras, "object_cameras") if cfg.object_cameras else path
-        mats, there = read_matrices(path, "world_mat", list(range(n)), problems)
+        mats, numbers = read_matrices(path, "world_mat", list(range(n)), problems)
         to_world = read_to_world(object_path, n, problems, log)
     except UserError as error:
         problems.append(str(error))
         return None
-    if n and len(there) > n:
-        log.warning("%s: %d cameras for %d images; those beyond the last image are ignored", path, len(there), n)
+    if n and len(numbers) > n:
+        log.warning("%s: %d cameras for %d images; those beyond the last image are ignored", path, len(numbers), n)
     poses = []
     if to_world is None:
         return None
@@ -232,8 +232,7 @@ def dtu_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     if cameras is None:
         raise UserError(f"{root}: no cameras; check the camera file")
     poses, to_world = cameras
-    mask_files: Sequence[Path | None] = masks or [None] * len(images)
-    files = zip(images, sizes, poses, mask_files)
+    files = itertools.zip_longest(images, sizes, poses, masks)  # masks may be empty
     views = [View(image.name, image, K, size, c2w, mask=mask) for image, size, (K, c2w), mask in files]
     return Capture(root, views, given=to_world)
 

@@ -66,8 +66,7 @@ def choose_frames(frames: Iterable[np.ndarray]) -> tuple[list[int], int]:
     frames: grey, uint8 [H, W] each. Features are tracked from the start of an interval (Lucas and Kanade 1981); it ends when their median
     displacement exceeds MOTION or most are lost.
     """
-    starts = [0]
-    values: list[float] = []
+    starts, values = [0], list[float]()
     last: np.ndarray | None = None
     first: np.ndarray | None = None  # [P, 1, 2] features where the interval starts
     points: np.ndarray | None = None  # [P, 1, 2] the same features in the last frame

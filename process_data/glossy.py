@@ -1,9 +1,9 @@
 """GlossySynthetic as NeRO publishes it (Liu et al., 2023): K.png, K-camera.pkl (pose, intrinsics) and K-depth.png for each view K.
 
-The pose is world to camera [3, 4] with OpenCV axes, pixel centres at +0.5; depth has 16 bits over 15 units and from 14.5 on nothing is
-met, which makes the mask where the picture has no alpha. Pickles are read without executing code: arrays and numbers alone.
-A `synthetic_split_128.pkl` (held-out, training views) in the folder or beside it is the split; else every dataset.hold_every-th view
-is held out (NeRO's split of one view: dataset.hold_every=1000). GlossyReal is COLMAP: process_data/colmap.py.
+The pose is world to camera [3, 4] with OpenCV axes; pixel centres are at +0.5. Depth has 16 bits over 15 units; values of 14.5 units and
+more are background, which gives the mask of images without alpha. Pickles are restricted to arrays and numbers; no code in them is run.
+A `synthetic_split_128.pkl` (held-out views, training views) in the folder or its parent is the split; otherwise every
+dataset.hold_every-th view is held out (NeRO's split of one view: dataset.hold_every=1000). For GlossyReal see process_data/colmap.py.
 """
 
 import io
@@ -24,22 +24,22 @@ from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
 SPLIT = "synthetic_split_128.pkl"
-FARTHEST, BEYOND = 15.0, 14.5  # depth of the value 65535; depths beyond this are empty
-MOST = 1 << 20  # bytes of a pickle: a camera takes some hundred
+FARTHEST, BEYOND = 15.0, 14.5  # depth of the value 65535; depth from which on pixels are background
+MOST = 1 << 20  # bytes of a pickle; a camera takes some hundred
 TYPES = ("f4", "f8", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 
 
 class _Type:
-    """Stands for a numpy.dtype: a kind of plain number."""
+    """Replacement for numpy.dtype in pickles, restricted to plain numbers."""
 
     def __init__(self, name: str, *rest):
         if name not in TYPES:
-            raise pickle.UnpicklingError(f"it holds numbers of type {str(name)[:20]}")
+            raise pickle.UnpicklingError(f"it contains numbers of type {str(name)[:20]}")
         self.name, self.order = name, "<"
 
     def __setstate__(self, state) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError("it holds a damaged type")
+            raise pickle.UnpicklingError("it contains a damaged type")
         self.order = state[1]
 
     def numbers(self, data: bytes) -> np.ndarray:
@@ -47,7 +47,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for a numpy.ndarray until its state is known."""
+    """Replacement for numpy.ndarray in pickles; `value` is set with its state."""
 
     value: np.ndarray
 
@@ -65,7 +65,7 @@ class _Array:
 ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, as old protocols write them
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes in old protocols
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): lambda *state: _Array.of(*state) for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): lambda kind, data: kind.numbers(data)[0] for core in ("core", "_core")},
@@ -73,16 +73,16 @@ ALLOWED = {
 
 
 class _Arrays(pickle.Unpickler):
-    """No numpy function is called with values from a file: a damaged state of numpy's types could do anything."""
+    """Unpickler without numpy's own types: their behaviour on a damaged state is undefined."""
 
     def find_class(self, module: str, name: str):
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module[:40]}.{name[:40]}")
+            raise pickle.UnpicklingError(f"it contains {module[:40]}.{name[:40]}")
         return ALLOWED[module, name]
 
 
 def _plain(value, top: bool = True):
-    """Arrays and numbers, or a short list of these and of lists of them; deeper ones could take for ever to look through."""
+    """Arrays and numbers, or a list of these and of lists of them; deeper nesting, whose traversal could be unbounded, is refused."""
     if isinstance(value, _Array):
         return value.value
     if not isinstance(value, (list, tuple)):
@@ -93,22 +93,22 @@ def _plain(value, top: bool = True):
 
 
 def read_pickle(path: Path):
-    """Arrays, numbers, lists and tuples of a pickle; anything else in it is refused before it runs. Raises UserError."""
+    """Arrays, numbers, lists and tuples of a pickle; other contents are refused, without being executed. Raises UserError."""
     try:
         data = path.read_bytes()
         if len(data) > MOST:
-            raise UserError(f"{path}: {len(data)} bytes, expected a few hundred; is it a camera of GlossySynthetic?")
+            raise UserError(f"{path}: {len(data)} bytes, expected a few hundred; replace it with a camera of GlossySynthetic")
         return _plain(_Arrays(io.BytesIO(data)).load())
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # noqa: BLE001 - a damaged pickle can raise anything
+    except Exception as error:  # noqa: BLE001 - damaged pickles raise many types
         raise UserError(f"{path}: not a pickle of arrays and numbers ({str(error)[:80]}); copy it again") from None
 
 
 def view_ids(root: Path) -> list[int]:
-    """K of every K-camera.pkl, in order."""
+    """The numbers K of all K-camera.pkl, ascending."""
     return sorted(int(m.group(1)) for p in root.glob("*-camera.pkl") if (m := re.fullmatch(r"(\d{1,9})-camera\.pkl", p.name)))
 
 
@@ -131,8 +131,9 @@ def read_camera(root: Path, k: int) -> tuple[np.ndarray, np.ndarray, Path]:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """Depth along the optical axis [H, W], inf where there is no surface. Raises UserError."""
-    raster = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    """Depth along the optical axis [H, W], inf in the background. Raises UserError."""
+    image_size(path)
+    raster = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if raster is None or raster.dtype != np.uint16 or raster.ndim != 2:
         raise UserError(f"{path}: expected a grey PNG of 16 bits; copy it again")
     depth = raster.astype(np.float32) / 65535 * FARTHEST
@@ -140,11 +141,12 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def depth_mask(path: Path) -> np.ndarray:
-    """[H, W, 1]: 255 where there is a surface. Raises UserError."""
+    """[H, W, 1]: 255 where the depth is finite. Raises UserError."""
     return (np.isfinite(read_depth(path))[..., None] * 255).astype(np.uint8)
 
 
 def _held_out(root: Path, ids: list[int], log: logging.Logger) -> tuple[int, ...] | None:
+    """Indices of the held-out views of the split file; None without one. Raises UserError."""
     path = next((folder / SPLIT for folder in (root, root.parent) if (folder / SPLIT).is_file()), None)
     if path is None:
         return None
@@ -158,7 +160,7 @@ def _held_out(root: Path, ids: list[int], log: logging.Logger) -> tuple[int, ...
 
 
 def read_glossy(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read the folder `cfg.root_dir`. Raises UserError that lists all that is wrong."""
+    """Read the folder `cfg.root_dir`. Raises UserError that lists all problems."""
     root = Path(cfg.root_dir)
     ids, views, problems = view_ids(root), [], []
     if not ids:

@@ -1,4 +1,4 @@
-"""The one door to the data: a reader by name or by the files of the folder, then the checks that hold for every layout."""
+"""Loading of a scene of any layout: recognition of the layout, the reader, and the checks common to all layouts."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ from utils.image import SUFFIXES
 from utils.rays import Scene
 
 READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap, "glossy": read_glossy}
-SIGNS = {  # layout -> what gives it away, in the order of preference
+SIGNS = {  # layout -> files that identify it, in order of preference
     "dtu": ("cameras_sphere.npz", "cameras.npz"),
     "blender": ("transforms_train.json",),
     "transforms": ("transforms.json",),
@@ -27,7 +27,7 @@ LOG = logging.getLogger("neus")
 
 
 def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
-    """The layout of the folder `cfg.root_dir`, one of READERS. Raises UserError when it is none of them."""
+    """The layout of the folder `cfg.root_dir`, a key of READERS. Raises UserError when no layout is recognised."""
     root = Path(cfg.root_dir)
     if cfg.name != "auto":
         return cfg.name
@@ -39,15 +39,15 @@ def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
     found = {layout: sign for layout, names in signs.items() for sign in reversed(names) if (root / sign).exists()}
     if found:
         layout, others = next(iter(found)), list(found)[1:]
-        more = f" (it could be read as {', '.join(others)} too: dataset.name)" if others else ""
+        more = f" (also possible: {', '.join(others)}; set dataset.name)" if others else ""
         log.info("%s: recognised as %s by %s%s", root, layout, found[layout], more)
         return layout
     if (root / "image").is_dir():
-        return "dtu"  # its reader reports what is missing
+        return "dtu"  # its reader reports the missing files
     if any(p.suffix.lower() in (*SUFFIXES, ".heic") for folder in (root, root / "images") if folder.is_dir() for p in folder.iterdir()):
-        raise UserError(f"{root}: photographs without cameras; find these first: python run.py --photos {root}")
-    signs_of = ", ".join(names[0] for names in SIGNS.values())
-    raise UserError(f"{root}: no layout is recognised; expected one of {signs_of}, or set dataset.name")
+        raise UserError(f"{root}: photographs without cameras; estimate these first: python run.py --photos {root}")
+    expected = ", ".join(names[0] for names in SIGNS.values())
+    raise UserError(f"{root}: no layout is recognised; expected one of {expected}, or set dataset.name")
 
 
 def _listed(names: list[str]) -> str:
@@ -55,44 +55,48 @@ def _listed(names: list[str]) -> str:
 
 
 def check_views(scene: Scene, root: str) -> None:
-    """At least two views to train on. Raises UserError."""
+    """Raises UserError when there are fewer than two training views."""
     if len(scene.train) < 2:
         got = f"{len(scene.train)} training view(s) of {len(scene.names)} images"
         raise UserError(f"{root}: {got}, expected at least 2; add images, or set dataset.hold_every=0")
 
 
 def check_masks(scene: Scene, root: str, log: logging.Logger = LOG) -> None:
-    """Warn of all-black masks; raise UserError when all are."""
+    """Warns of black masks. Raises UserError when all masks are black."""
     if scene.masks is None:
         return
     black = [i for i, mask in enumerate(scene.masks) if int(mask.max()) < 128]
     if len(black) == len(scene.masks):
-        raise UserError(f"{root}: all {len(black)} masks are black; expected 255 on the object: mend the masks, or set dataset.masks=false")
+        raise UserError(
+            f"{root}: all {len(black)} masks are black; expected 255 on the object; correct the masks, or set dataset.masks=false"
+        )
     if black:
-        log.warning("%s: the mask is all black for %s: the object counts as unseen there", root, _listed([scene.names[i] for i in black]))
+        log.warning(
+            "%s: the mask is all black for %s; these views are treated as background", root, _listed([scene.names[i] for i in black])
+        )
 
 
 def check_cameras(scene: Scene, radius: float, root: str, log: logging.Logger = LOG) -> None:
-    """Warn of cameras inside the sphere and of principal points off the middle (images resized, cameras not); UserError at infinity."""
+    """Warns of cameras inside the sphere, and of principal points off the image centre. Raises UserError for cameras at infinity."""
     if not (torch.isfinite(scene.cameras.K).all() and torch.isfinite(scene.cameras.c2w).all()):
-        raise UserError(f"{root}: some cameras lie at infinity in units of the object's sphere; check the camera file and scale_mat_0")
+        raise UserError(f"{root}: some cameras lie at infinity in the frame of the unit sphere; check the camera file and scale_mat_0")
     inside = torch.nonzero(scene.cameras.c2w[:, :, 3].norm(dim=1) < radius).flatten().tolist()
     if inside:
         log.warning(
-            "%s: %d of %d cameras lie inside the sphere of radius %g that should hold the object (%s): check scale_mat_0, or set dataset.radius",
+            "%s: %d of %d cameras lie inside the sphere of radius %g around the object (%s); check scale_mat_0, or set dataset.radius",
             *(root, len(inside), len(scene.names), radius, _listed([scene.names[i] for i in inside])),
         )
     middle = scene.cameras.K[:, :2, 2] / torch.tensor([scene.cameras.width, scene.cameras.height])
     if bool(((middle < 0.2) | (middle > 0.8)).any(1).float().mean() > 0.5):
-        log.warning("%s: the principal points lie off the middle of the images: were these resized without the cameras?", root)
+        log.warning("%s: the principal points lie far from the image centres; if the images were resized, rescale the cameras too", root)
 
 
 def load_scene(cfg: DatasetConfig, radius: float = 1.0, log: logging.Logger = LOG) -> Scene:
-    """Read the scene of `cfg` and check it: object within `radius` of the origin, cameras and masks that make sense. Raises UserError."""
+    """Read the scene of `cfg` and check its views, masks and cameras; radius: of the sphere around the object. Raises UserError."""
     scene = READERS[recognise(cfg, log)](cfg, log)
     check_views(scene, cfg.root_dir)
     check_masks(scene, cfg.root_dir, log)
     check_cameras(scene, radius, cfg.root_dir, log)
     if cfg.masks and scene.masks is None:
-        log.warning("%s: no masks found; going on without them (dataset.masks=false silences this)", cfg.root_dir)
+        log.warning("%s: no masks found; continuing without them (dataset.masks=false disables this warning)", cfg.root_dir)
     return scene

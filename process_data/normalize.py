@@ -1,8 +1,8 @@
-"""Frames: world <-> unit sphere, pixels <-> resized pixels, training <-> held-out views. In one place, in float64.
+"""Coordinate frames in float64: world and unit sphere, pixels of resized images, training and held-out views.
 
-World = the reader's frame. `to_world` [4, 4] is a similarity that maps the unit sphere's frame to the world:
-x_world = scale R x + t. Cameras are camera-to-frame [3, 4] with OpenCV axes (x right, y down, z forward).
-Pixel centres are at integers: pixel (i, j) is the point (u, v) = (i, j). Which sphere is chosen: process_data/region.py.
+The world is the reader's frame. `to_world` [4, 4] is a similarity that maps the unit sphere's frame to the world: x_world = scale R x + t.
+Cameras are camera-to-frame [3, 4] with OpenCV axes (x right, y down, z forward). Pixel centres are at integers: pixel (i, j) is the
+point (u, v) = (i, j). The choice of the sphere is in process_data/region.py.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Split x -> scale R x + t, [4, 4], into (scale, R [3, 3] a rotation, t [3]). Raises UserError when it is no similarity."""
+    """(scale, rotation R [3, 3], t [3]) of x -> scale R x + t, [4, 4]. Raises UserError when the matrix is not a similarity."""
     matrix = np.asarray(to_world, np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise UserError(f"expected a finite 4x4 matrix, got {'NaN or infinity' if matrix.shape == (4, 4) else list(matrix.shape)}")
@@ -25,14 +25,14 @@ def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarra
 
 
 def similarity(scale: float, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """x -> scale R x + t as [4, 4]."""
+    """The matrix [4, 4] of x -> scale R x + t."""
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = scale * rotation, shift
     return matrix
 
 
 def to_sphere(c2w_world: np.ndarray, to_world: np.ndarray) -> np.ndarray:
-    """Cameras [N, 3, 4] from the world's frame to the unit sphere's; rotations stay orthonormal, lengths are divided by the scale."""
+    """Cameras [N, 3, 4] in the world -> the same in the unit sphere's frame, with orthonormal rotations."""
     scale, rotation, shift = similarity_parts(to_world)
     turned = rotation.T @ c2w_world[:, :, :3]
     centres = (c2w_world[:, :, 3] - shift) @ rotation / scale
@@ -40,7 +40,7 @@ def to_sphere(c2w_world: np.ndarray, to_world: np.ndarray) -> np.ndarray:
 
 
 def points_to_sphere(x: np.ndarray, to_world: np.ndarray) -> np.ndarray:
-    """Points [P, 3] from the world's frame to the unit sphere's."""
+    """Points [P, 3] in the world -> the same in the unit sphere's frame."""
     scale, rotation, shift = similarity_parts(to_world)
     return (x - shift) @ rotation / scale
 
@@ -52,7 +52,7 @@ def resize_intrinsics(K: np.ndarray, fx: float, fy: float) -> np.ndarray:
 
 
 def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float) -> tuple[int, int]:
-    """(width, height) to train at: as given, or the image's divided by `downscale`."""
+    """(width, height) for training: img_wh, or the size of the image divided by `downscale`."""
     if img_wh is not None:
         return img_wh[0], img_wh[1]
     return max(1, round(width / downscale)), max(1, round(height / downscale))

@@ -145,11 +145,11 @@ def _upright(path: Path, name: str, folder: Path) -> Photo:
             check_complete(path)
         if path.suffix.lower() in COPIED:
             image.load()
-            pixels: PIL.Image.Image | None = image if orientation > 1 else None
-        else:
-            pixels = image if path.suffix.lower() in HEIC else PIL.Image.fromarray(as_rgb(read_raster(path)))
+        upright = orientation == 1 and path.suffix.lower() in COPIED
+        decoded = path.suffix.lower() in (*COPIED, *HEIC)
+        pixels: PIL.Image.Image = image if decoded else PIL.Image.fromarray(as_rgb(read_raster(path)))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if pixels is None:
+        if upright:
             target.write_bytes(path.read_bytes())
         else:
             _save(_turned(pixels, orientation).convert("RGB"), target, image)
@@ -187,7 +187,7 @@ def collect(folder: Path, target: Path) -> tuple[list[Photo], dict[str, str]]:
     """(upright copies of the photographs of `folder` in `target`, {name: reason} of those left out). Raises UserError."""
     photos: list[Photo] = []
     left_out: dict[str, str] = {}
-    known: dict[bytes, str] = {}
+    digests: dict[bytes, str] = {}
     paths = find_photos(folder)
     heic = next((p for p in paths if p.suffix.lower() in HEIC), None)
     if heic is not None:
@@ -197,10 +197,10 @@ def collect(folder: Path, target: Path) -> tuple[list[Photo], dict[str, str]]:
         name = _copy_name(path.relative_to(folder), {p.name for p in photos})
         try:
             digest = hashlib.sha256(path.read_bytes()).digest()
-            if digest in known:
-                left_out[shown] = f"the same file as {known[digest]}"
+            if digest in digests:
+                left_out[shown] = f"the same file as {digests[digest]}"
                 continue
-            known[digest] = shown
+            digests[digest] = shown
             photos.append(_upright(path, name, target))
         except Exception as error:  # noqa: BLE001 - Pillow raises many types on damaged files
             left_out[shown] = f"cannot be read ({str(error)[:80]})"

@@ -1,4 +1,4 @@
-"""Cameras without photographs: a `transforms.json` of poses to render from, and an orbit around the unit sphere."""
+"""Cameras to render from: those of a `transforms.json`, and an orbit around the unit sphere."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from utils.rays import Cameras
 
 
 def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[str]]:
-    """Cameras in the file's world (OpenCV axes), and their names. Raises UserError that lists all that is wrong.
+    """(cameras in the file's world, OpenCV axes; their names). Raises UserError that lists all problems.
 
-    Their size: `w` and `h` of the file, else of the images it names, else `size` (width, height). One for all.
+    Their common size is `w` and `h` of the file, or that of its images, or else `size` (width, height).
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -36,7 +36,7 @@ def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[s
                 record["w"], record["h"] = image_size(image) if image else size
             K, shape, lens = camera_of(record, path, where)
             if not lens.is_pinhole:
-                raise UserError(f"{where}: has lens distortion; pictures are rendered by pinhole cameras")
+                raise UserError(f"{where}: has lens distortion, expected a pinhole camera; remove the distortion")
             c2w = checked_pose(frame.get("transform_matrix"), f"{where}: transform_matrix")
         except UserError as error:
             problems.append(str(error))
@@ -47,13 +47,13 @@ def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[s
         sizes.append(shape)
     raise_all(problems)
     if len(set(sizes)) > 1:
-        raise UserError(f"{path}: cameras of {len(set(sizes))} sizes, expected one")
+        raise UserError(f"{path}: cameras of {len(set(sizes))} sizes, expected one; use one file for each size")
     names = names if len(set(names)) == len(names) else [f"{i:03d}" for i in range(len(names))]
     return Cameras(torch.tensor(np.stack(Ks)).float(), torch.tensor(np.stack(poses)), sizes[0][1], sizes[0][0]), names
 
 
 def move(cameras: Cameras, matrix: Tensor) -> Cameras:
-    """Cameras in another frame: matrix [4, 4] takes points of theirs to it (rotation, uniform scale, translation)."""
+    """Cameras in another frame; matrix [4, 4], a similarity, maps points of their frame to it."""
     m = matrix.double()
     scale = torch.linalg.det(m[:3, :3]).abs() ** (1 / 3)
     c2w = cameras.c2w.double()
@@ -62,7 +62,7 @@ def move(cameras: Cameras, matrix: Tensor) -> Cameras:
 
 
 def circle(n: int, size: tuple[int, int], elevation: float, distance: float) -> Cameras:
-    """n cameras on a circle round the unit sphere, z up, that frame it; elevation in degrees, size (width, height)."""
+    """n cameras on a circle around the unit sphere, which fills their images; z up, elevation in degrees, size (width, height)."""
     turn, rise = 2 * np.pi * np.arange(n) / n, np.radians(elevation)
     away = np.stack([np.cos(turn) * np.cos(rise), np.sin(turn) * np.cos(rise), np.full(n, np.sin(rise))], 1)
     c2w = look_at(distance * away, np.zeros(3), np.array([0, 0, 1.0]))

@@ -1,4 +1,6 @@
-"""A picture of what will be trained on: cameras, points and the sphere from above and from the side."""
+"""An overview image of a scene: cameras, points and the unit sphere, from above and from the side."""
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -7,21 +9,22 @@ from utils.projection import project
 from utils.rays import Scene
 
 SIZE = 640  # pixels of a panel
-VIEWS = (("from above", (0, 1)), ("from the side", (0, 2)))  # axes of the unit sphere's frame to the right and upwards
+VIEWS = (("from above", (0, 1)), ("from the side", (0, 2)))  # axes of the unit sphere's frame that point right and up
 TRAIN, HELD, SPHERE, POINT, INK = (40, 90, 220), (230, 120, 20), (20, 150, 60), (150, 150, 150), (40, 40, 40)
 
 
 def _reach(scene: Scene, radius: float) -> float:
-    """Half the width of a panel: all but the furthest cameras, and the sphere."""
+    """Half the width of a panel, which shows the sphere and all but the 2 % furthest cameras."""
     centres = scene.cameras.c2w[:, :, 3].abs().max(1).values
     return 1.15 * max(float(centres.quantile(0.98)), 1.2 * radius)
 
 
 def _panel(scene: Scene, radius: float, axes: tuple[int, int], title: str) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3]: orthographic view along the third axis."""
     reach, picture = _reach(scene, radius), np.full((SIZE, SIZE, 3), 255, np.uint8)
 
     def to_pixels(x: np.ndarray) -> np.ndarray:
-        """Points [P, 3] -> whole pixels [P, 2]."""
+        """Points [P, 3] -> integer pixels [P, 2]."""
         flat = np.nan_to_num(x[:, list(axes)]) / reach
         flat = np.clip(flat, -50, 50) * [1, -1]
         return np.rint((flat + 1) / 2 * (SIZE - 1)).astype(np.int32)
@@ -39,8 +42,8 @@ def _panel(scene: Scene, radius: float, axes: tuple[int, int], title: str) -> np
     return picture
 
 
-def _cameras(picture: np.ndarray, scene: Scene, to_pixels, size: float) -> None:
-    """Each camera as a pyramid with its tip at the centre of projection."""
+def _cameras(picture: np.ndarray, scene: Scene, to_pixels: Callable[[np.ndarray], np.ndarray], size: float) -> None:
+    """Draw each camera as a pyramid of this size with its apex at the centre of projection."""
     h, w = scene.cameras.height, scene.cameras.width
     corners = np.array([[0, 0, 1], [w - 1, 0, 1], [w - 1, h - 1, 1], [0, h - 1, 1]], np.float64)
     held = set(scene.test)
@@ -54,14 +57,14 @@ def _cameras(picture: np.ndarray, scene: Scene, to_pixels, size: float) -> None:
 
 
 def _centre_photograph(scene: Scene, radius: float, height: int) -> np.ndarray:
-    """The photograph of the middle training view with the sphere's outline in it."""
+    """The photograph of the middle training view with the outline of the sphere."""
     view = scene.train[len(scene.train) // 2]
     photo = scene.images[view].numpy().copy()
     c2w, K = scene.cameras.c2w[view].double().numpy(), scene.cameras.K[view].double().numpy()
     away = c2w[:, 3]
     distance = float(np.linalg.norm(away))
     if distance > radius:
-        # the sphere's outline is a circle around the axis to its centre, nearer than the centre by radius^2 / distance
+        # the outline of the sphere is a circle around the axis to its centre, at the distance radius^2 / distance from the centre
         normal = away / distance
         first = np.cross(normal, np.eye(3)[np.abs(normal).argmin()])
         first /= np.linalg.norm(first)
@@ -76,6 +79,6 @@ def _centre_photograph(scene: Scene, radius: float, height: int) -> np.ndarray:
 
 
 def scene_picture(scene: Scene, radius: float = 1.0) -> np.ndarray:
-    """uint8 [H, W, 3]: two sides (training cameras blue, held-out ones orange, the sphere green), and the sphere in a photograph."""
+    """uint8 [H, W, 3]: two orthographic views (training cameras blue, held-out ones orange, sphere green) and a photograph."""
     panels = [_panel(scene, radius, axes, title) for title, axes in VIEWS]
     return np.concatenate([*panels, _centre_photograph(scene, radius, SIZE)], 1)

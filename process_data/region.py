@@ -15,7 +15,7 @@ from process_data.normalize import similarity, similarity_parts
 from utils.errors import UserError
 
 MARGIN = 1.05  # radius of the sphere, in radii of the ball around masks or points
-STANDING = 1.2  # the same, where the object is known by its points alone
+STANDING = 1.2  # the same, for the ball around points above the supporting plane
 CLEAR = 0.8  # largest radius, as a share of the distance of the nearest cameras (5 % quantile)
 
 

@@ -1,7 +1,7 @@
 """`transforms.json` of instant-ngp and nerfstudio: frames with camera-to-world matrices (OpenGL axes), intrinsics and distortion.
 
-Intrinsics and distortion stand at the top or in a frame, which wins; pixel centres are at +0.5. nerfstudio's `applied_transform` is
-undone, so that the world is that of the original reconstruction.
+Intrinsics and distortion are given for all frames or for each frame, which has precedence; pixel centres are at +0.5. nerfstudio's
+`applied_transform` is inverted, so that the world is that of the original reconstruction.
 https://docs.nerf.studio/quickstart/data_conventions.html
 """
 
@@ -22,7 +22,7 @@ from utils.image import image_size
 from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
-FLIP = np.diag([1.0, -1.0, -1.0])  # OpenGL camera axes (y up, looks along -z) to OpenCV's
+FLIP = np.diag([1.0, -1.0, -1.0])  # OpenGL camera axes (y up, view direction -z) to OpenCV's
 PINHOLES, BROWNS = ("SIMPLE_PINHOLE", "PINHOLE"), ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "PERSPECTIVE")
 
 
@@ -33,14 +33,15 @@ def read_json(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5000 digits
-        raise UserError(f"{path}: not readable JSON, truncated perhaps ({str(error)[:80]}); export it again") from None
+        raise UserError(f"{path}: not readable JSON, perhaps truncated ({str(error)[:80]}); export it again") from None
     frames = data.get("frames") if isinstance(data, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(f, dict) for f in frames):
-        raise UserError(f'{path}: expected an object with a list "frames", got none or an empty one; export it again')
+        raise UserError(f'{path}: expected an object with a non-empty list "frames" of objects; export it again')
     return data
 
 
 def _number(record: dict, key: str, where: str) -> float | None:
+    """The finite number under the key, None when absent. Raises UserError."""
     value = record.get(key)
     if value is None:
         return None
@@ -58,15 +59,15 @@ def _lens(record: dict, where: str) -> Lens:
         return Lens()
     if model not in BROWNS:
         raise UserError(
-            f"{where}: camera_model {str(model)[:40]!r} is not read; expected {', '.join((*PINHOLES, *BROWNS, 'OPENCV_FISHEYE'))}"
+            f"{where}: camera_model {str(model)[:40]!r} is not supported; expected {', '.join((*PINHOLES, *BROWNS, 'OPENCV_FISHEYE'))}"
         )
     if k["k4"]:
-        raise UserError(f"{where}: k4 = {k['k4']:g} has no common meaning with camera_model {model}; expected OPENCV_FISHEYE or no k4")
+        raise UserError(f"{where}: k4 = {k['k4']:g} is ambiguous with camera_model {model}; expected OPENCV_FISHEYE, or k4 = 0")
     return Lens("brown", (k["k1"], k["k2"], k["p1"], k["p2"], k["k3"]))
 
 
 def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[int, int], Lens]:
-    """(K [3, 3], (width, height), lens) of a frame merged over the file's top. Raises UserError."""
+    """(K [3, 3], (width, height), lens) of a frame merged with the values for all frames. Raises UserError."""
     width, height = (_number(record, key, where) for key in ("w", "h"))
     size = (round(width), round(height)) if width and height else image_size(image)
     fx, fy = _number(record, "fl_x", where), _number(record, "fl_y", where)
@@ -84,7 +85,7 @@ def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[
 
 
 def read_frames(path: Path, cfg: DatasetConfig, log: logging.Logger = LOG, mask_folders: tuple[str, ...] = ()) -> list[View]:
-    """The views of one file, in its order; frames whose image is missing are left out with a warning. Raises UserError."""
+    """The views of one file, in its order; frames without an image file are omitted with a warning. Raises UserError."""
     data = read_json(path)
     top = {key: value for key, value in data.items() if key != "frames"}
     views, problems, missing, root = [], [], [], path.parent
@@ -118,7 +119,7 @@ def read_frames(path: Path, cfg: DatasetConfig, log: logging.Logger = LOG, mask_
         )
     raise_all(problems)
     if not views:
-        raise UserError(f"{path}: none of its {len(missing)} images is there (first: {missing[0][:200]}); put them beside it")
+        raise UserError(f"{path}: none of its {len(missing)} images exists (first: {missing[0][:200]}); put them into its folder")
     if missing:
         log.warning(
             "%s: %d of %d images are missing (first: %s); they are left out", path, len(missing), len(data["frames"]), missing[0][:200]
@@ -127,6 +128,7 @@ def read_frames(path: Path, cfg: DatasetConfig, log: logging.Logger = LOG, mask_
 
 
 def _shown(image: Path, root: Path) -> str:
+    """The name of an image relative to the scene folder; of images elsewhere, the file name."""
     try:
         return image.relative_to(root).as_posix()
     except ValueError:
@@ -151,7 +153,7 @@ def _is_file(base: Path, name: str) -> bool:
 
 
 def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
-    """Inverse [4, 4] of nerfstudio's applied_transform (and applied_scale), None when there is none. Raises UserError."""
+    """Inverse [4, 4] of nerfstudio's applied_transform and applied_scale, None without them. Raises UserError."""
     if data.get("applied_transform") is None and data.get("applied_scale") is None:
         return None
     scale = _number(data, "applied_scale", str(path)) or 1.0
@@ -170,7 +172,7 @@ def _points(data: dict, path: Path, log: logging.Logger) -> np.ndarray | None:
     try:
         return read_ply_points(path.parent / name)
     except UserError as error:
-        log.warning("%s; going on without points", error)
+        log.warning("%s; continuing without points", error)
         return None
 
 
@@ -179,7 +181,7 @@ def _file(root: Path) -> Path:
 
 
 def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
-    """The views of `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+    """The views of `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all problems."""
     path = _file(Path(cfg.root_dir))
     if not path.is_file():
         raise UserError(f"{path}: no such file; set dataset.root_dir to the folder that holds transforms.json")
@@ -195,7 +197,7 @@ def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture
 
 
 def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
-    """Read `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all that is wrong."""
+    """Read `cfg.root_dir`, a folder with transforms.json or the file itself. Raises UserError that lists all problems."""
     return assemble(transforms_capture(cfg, log), cfg, log)
 
 

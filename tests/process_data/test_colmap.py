@@ -93,14 +93,14 @@ def pack_camera(folder, **change):
 
 ERRORS = [
     (lambda f: shutil.rmtree(f / "sparse"), "no sparse/0"),
-    (lambda f: shutil.rmtree(f / "images"), "none of its 8 images is there"),
+    (lambda f: shutil.rmtree(f / "images"), "none of its 8 images exists"),
     (lambda f: (f / "sparse/0/images.bin").write_bytes(struct.pack("<Q", 0)), "no registered images"),
     (lambda f: (f / "sparse/0/images.bin").write_bytes(struct.pack("<Q", 2**60)), "truncated or damaged at byte 8 of 8"),
     (lambda f: (f / "sparse/0/cameras.bin").write_bytes(b""), "truncated or damaged"),
     (lambda f: pack_camera(f, n=2), "truncated or damaged"),
     (lambda f: pack_camera(f, id=3), "refers to camera 7"),
     (lambda f: pack_camera(f, model=99), "unknown model number 99"),
-    (lambda f: pack_camera(f, f=float("nan")), "NaN or infinity"),
+    (lambda f: pack_camera(f, f=float("nan")), "contains NaN or infinity"),
     (lambda f: pack_camera(f, w=2**50), "image size"),
     (lambda f: pack_camera(f, w=32), "cropped or rotated"),
     (lambda f: (f / "images/left/002.png").write_bytes(b"\x89PNG"), "002.png: truncated or unreadable"),

@@ -156,7 +156,7 @@ def write_black(path: Path) -> None:
 
 
 WARNINGS = [
-    (lambda f: shutil.rmtree(f / "mask"), "no masks found; going on without them"),
+    (lambda f: shutil.rmtree(f / "mask"), "no masks found; continuing without them"),
     (lambda f: write_black(f / "mask" / "002.png"), "all black for 000002.png"),
     (lambda f: change_cameras(f, scale_mat_0=lambda m: m @ np.diag([9, 9, 9, 1.0])), "8 of 8 cameras lie inside the sphere"),
     (lambda f: change_cameras(f, scale_mat_3=lambda m: m @ np.diag([2, 2, 2, 1.0])), "scale_mat_3 differs"),
@@ -223,7 +223,7 @@ ERRORS = [
     (lambda f: change_cameras(f, world_mat_2=lambda m: m * 0), {}, r"world_mat_2 is singular"),
     (lambda f: change_cameras(f, world_mat_2=mirrored), {}, r"world_mat_2 is mirrored"),
     (lambda f: change_cameras(f, world_mat_2=lambda m: -mirrored(m)), {}, r"world_mat_2 is mirrored"),
-    (lambda f: change_cameras(f, world_mat_2=lambda m: m * np.nan), {}, r"world_mat_2 holds NaN or infinity"),
+    (lambda f: change_cameras(f, world_mat_2=lambda m: m * np.nan), {}, r"world_mat_2 contains NaN or infinity"),
     (lambda f: change_cameras(f, world_mat_2=lambda m: m[:2]), {}, r"world_mat_2 has shape \[2, 4\]"),
     (lambda f: change_cameras(f, world_mat_2=lambda m: m.astype(object)), {}, r"world_mat_2 cannot be read \(Object arrays"),
     (lambda f: change_cameras(f, world_mat_2=lambda m: m.astype(str)), {}, r"world_mat_2 has shape"),
@@ -231,7 +231,7 @@ ERRORS = [
     (lambda f: change_cameras(f, scale_mat_0=lambda m: m @ np.diag([-1, 1, 1, 1])), {}, r"scale_mat_0: expected one positive scale"),
     (lambda f: change_cameras(f, scale_mat_0=lambda m: m * 0), {}, r"scale_mat_0: expected one positive scale"),
     (lambda f: change_cameras(f, world_mat_2=lambda m: m + [0, 0, 0, 1e60]), {}, r"at infinity|mirrored"),
-    (lambda f: change_cameras(f, scale_mat_0=lambda m: m * np.inf), {}, r"scale_mat_0 holds NaN or infinity"),
+    (lambda f: change_cameras(f, scale_mat_0=lambda m: m * np.inf), {}, r"scale_mat_0 contains NaN or infinity"),
     (lambda f: [write_black(p) for p in (f / "mask").iterdir()], {}, r"all 8 masks are black"),
     (keep_two, {}, r"1 training view\(s\) of 2 images, expected at least 2"),
 ]
