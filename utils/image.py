@@ -146,11 +146,6 @@ def write_png(path: str | Path, image: Image) -> None:
     write_atomic(path, data.tobytes())
 
 
-def write_whole(path: str | Path, data: bytes) -> None:
-    """`utils.files.write_atomic` under its former name."""
-    write_atomic(path, data)
-
-
 def _plane(image: Image) -> np.ndarray:
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     return np.nan_to_num(array.astype(np.float32))
