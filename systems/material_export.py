@@ -1,8 +1,9 @@
-"""A recovered material as files: glTF for Blender and browsers, maps, arrays for each vertex, the light."""
+"""A recovered material in files: glTF for Blender and browsers, texture maps, per-vertex arrays, the environment map."""
 
 import io
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ from utils.rays import Scene
 
 log = logging.getLogger("neus")
 LIGHT_ROWS = 256
-Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float64)  # the world's z axis to glTF's y axis; Blender turns it back
+Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float64)  # the world's z axis to glTF's y axis; Blender's importer inverts it
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The material laid out flat; T texels along a side, the first row at the top."""
+    """The material as textures; T texels along a side, the first row at the top."""
 
     atlas: Atlas
     albedo: np.ndarray  # [T, T, 3] linear
@@ -46,7 +47,7 @@ def values_at(model: MaterialModel, points: Tensor) -> np.ndarray:
 
 
 def bake(model: MaterialModel, size: int) -> Maps:
-    """Unwrap the mesh and ask the material field at every texel."""
+    """Unwrap the mesh and evaluate the material field at every texel."""
     vertices, faces = model.local.cpu().numpy(), model.faces.cpu().numpy()
     atlas = unwrap(vertices, faces, size)
     index, face, weights = texels(atlas)
@@ -58,28 +59,29 @@ def bake(model: MaterialModel, size: int) -> Maps:
 
 def world_normals(model: MaterialModel) -> np.ndarray:
     """Vertex normals [V, 3] in the world."""
-    turn = model.to_world[:3, :3].cpu().double()
-    turn = turn / torch.linalg.det(turn).abs() ** (1 / 3)
-    return (model.normals.cpu().double() @ turn.T).numpy()
+    rotation = model.to_world[:3, :3].cpu().double()
+    rotation = rotation / torch.linalg.det(rotation).abs() ** (1 / 3)
+    return (model.normals.cpu().double() @ rotation.T).numpy()
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
+    """[0, 1] -> uint8."""
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
 def encoded(linear: np.ndarray) -> np.ndarray:
-    """sRGB of a linear array."""
+    """Linear light -> sRGB."""
     return linear_to_srgb(torch.from_numpy(np.ascontiguousarray(linear))).numpy()
 
 
 def gltf(model: MaterialModel, maps: Maps) -> bytes:
     """A binary glTF 2.0 file with a metallic-roughness material; y up, units of the world."""
-    rough = np.stack([np.zeros_like(maps.roughness), maps.roughness, maps.metallic], -1)  # glTF: green roughness, blue metallic
+    packed = np.stack([np.zeros_like(maps.roughness), maps.roughness, maps.metallic], -1)  # glTF: green roughness, blue metallic
     material = trimesh.visual.material.PBRMaterial(
         name="recovered",
         baseColorFactor=[255, 255, 255, 255],
         baseColorTexture=Image.fromarray(_bytes(encoded(maps.albedo))),
-        metallicRoughnessTexture=Image.fromarray(_bytes(rough)),
+        metallicRoughnessTexture=Image.fromarray(_bytes(packed)),
         metallicFactor=1.0,
         roughnessFactor=1.0,
     )
@@ -91,31 +93,31 @@ def gltf(model: MaterialModel, maps: Maps) -> bytes:
         visual=trimesh.visual.TextureVisuals(uv=maps.atlas.uv, material=material),
         process=False,
     )
-    scene = trimesh.Scene()
-    scene.add_geometry(mesh, node_name="object", geom_name="object")
-    return scene.export(file_type="glb", include_normals=True)
+    parts: Any = {"object": mesh}
+    return trimesh.Scene(parts).export(file_type="glb", include_normals=True)
 
 
 @torch.no_grad()
 def light_image(model: MaterialModel, rows: int = LIGHT_ROWS) -> np.ndarray:
-    """The recovered light [rows, 2 rows, 3], linear, as a map in the world's axes."""
-    turn = model.to_world[:3, :3].float()
-    turn = turn / torch.linalg.det(turn.cpu()).abs().to(turn) ** (1 / 3)
-    dirs = map_directions(rows).reshape(-1, 3).to(turn) @ turn  # world -> unit sphere's frame
+    """The recovered environment map [rows, 2 rows, 3], linear, in the world's axes."""
+    rotation = model.to_world[:3, :3].float()
+    rotation = rotation / torch.linalg.det(rotation.cpu()).abs().to(rotation) ** (1 / 3)
+    dirs = map_directions(rows).reshape(-1, 3).to(rotation) @ rotation  # world -> unit sphere's frame
     return model.outer(torch.zeros_like(dirs), dirs).float().view(rows, 2 * rows, 3).cpu().numpy()
 
 
 def _array(values: np.ndarray) -> bytes:
+    """The .npy file of an array, float32."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(values, np.float32))
     return buffer.getvalue()
 
 
 def export_material(model: MaterialModel, cfg: Config, run: RunFolder, scene: Scene | None = None) -> trimesh.Trimesh:
-    """Everything under material/, and mesh/mesh.ply and .obj coloured by the albedo; returns that mesh.
+    """Write the folder material/, and mesh/mesh.ply and .obj coloured by the albedo; returns that mesh.
 
-    The .npy hold a row for each vertex: albedo linear, roughness perceptual. Those under material/nero/ are sRGB-encoded, all
-    three, as NeRO's scripts read them.
+    The .npy files hold a row for each vertex: albedo linear, roughness perceptual. All three under material/nero/ are
+    sRGB-encoded, the form that NeRO's scripts read.
     """
     values = values_at(model, model.local)
     for name, part in (("albedo", values[:, :3]), ("roughness", values[:, 3:4]), ("metallic", values[:, 4:])):
@@ -136,7 +138,7 @@ def export_material(model: MaterialModel, cfg: Config, run: RunFolder, scene: Sc
     if scene is not None:
         write_png(run / "mesh/mesh.png", mesh_views(mesh, scene))
     log.info(
-        "material: %d vertices, maps of %d texels, roughness %.2f, metallic %.2f in the mean -> %s",
+        "material: %d vertices, maps of %d texels, mean roughness %.2f, mean metallic %.2f -> %s",
         *(len(mesh.vertices), maps.atlas.size, values[:, 3].mean(), values[:, 4].mean(), run / "material/mesh.glb"),
     )
     return mesh

@@ -15,6 +15,7 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from utils.device import missing
+from utils.mesh import area_vectors
 
 THRESHOLDS = (0.0025, 0.005, 0.01, 0.02)
 STEP = 50_000  # points whose distances are computed at once
@@ -67,11 +68,25 @@ def _cuts(count: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(run)) + 1
 
 
+@functools.cache
+def _kernel():
+    import warp as wp
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def nearest(mesh: wp.uint64, points: wp.array(dtype=wp.vec3), far: float, begin: int, stop: int, run: int, face: wp.array(dtype=int)):
+        first = begin + wp.tid() * run  # type: ignore[operator]
+        for i in range(first, wp.min(first + run, stop)):
+            hit = wp.mesh_query_point_no_sign(mesh, points[i], far)
+            if hit.result:  # type: ignore[attr-defined]
+                face[i] = hit.face  # type: ignore[attr-defined]
+
+    return nearest
+
+
 def nearest_warp(triangles: np.ndarray, points: np.ndarray, device: torch.device) -> np.ndarray:
     """`nearest_numpy` by Warp's bounding volume hierarchy, in float32 about the centre of the mesh, on `device`."""
     import warp as wp
 
-    from systems.mesh_eval_warp import nearest
     from utils import warp_launch
 
     low, high = triangles.min((0, 1)), triangles.max((0, 1))
@@ -87,7 +102,7 @@ def nearest_warp(triangles: np.ndarray, points: np.ndarray, device: torch.device
     def part(begin: int, stop: int) -> None:
         run = 1 if device.type == "cuda" else stop - begin
         inputs = [mesh.id, arrays[0], far, begin, stop, run, arrays[1]]
-        warp_launch.launch(nearest, -(-(stop - begin) // run), inputs, device)
+        warp_launch.launch(_kernel(), -(-(stop - begin) // run), inputs, device)
 
     warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(len(query), device, 256)])
     return face.long().cpu().numpy()
@@ -108,12 +123,13 @@ class _Surface:
         if not len(vertices):
             raise ValueError("evaluate_mesh: one of the meshes is empty")
         self.is_cloud, self.device = not len(getattr(mesh, "faces", ())), device
+        self.normals: np.ndarray | None = None  # of the samples
         if self.is_cloud:
             chosen = np.random.default_rng(seed).permutation(len(vertices))[:n]
-            self.samples, self.normals, self.tree = vertices[chosen], None, cKDTree(vertices)
+            self.samples, self.tree = vertices[chosen], cKDTree(vertices)
             return
         triangles = vertices[np.asarray(mesh.faces)]
-        normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+        normals = area_vectors(triangles)
         area = np.linalg.norm(normals, axis=1)
         if not area.max() > 0:
             raise ValueError("evaluate_mesh: one of the meshes has no area")
@@ -154,7 +170,7 @@ def evaluate_mesh(
     (to_gt, gt_normal), (to_pred, pred_normal) = b.distance(a.samples), a.distance(b.samples)
     to_gt, to_pred = to_gt / unit, to_pred / unit
     normals = None
-    if gt_normal is not None and pred_normal is not None and a.normals is not None and b.normals is not None:
+    if a.normals is not None and b.normals is not None:
         normals = float(np.abs((a.normals * gt_normal).sum(1)).mean() + np.abs((b.normals * pred_normal).sum(1)).mean()) / 2
     accuracy, completeness = float(to_gt.mean()), float(to_pred.mean())
     return {
@@ -176,20 +192,20 @@ def _fscore(to_gt: np.ndarray, to_pred: np.ndarray, t: float) -> float:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result of `evaluate_mesh` as lines to read, with every choice that the numbers depend on."""
+    """The result of `evaluate_mesh` as text, with every choice that the numbers depend on."""
     r, (n_pred, n_gt) = result, result["n_samples"]
     normal = "none (the truth has no faces)"
     if r["normal_consistency"] is not None:
         normal = f"{r['normal_consistency']:.4f} (mean |cosine|, both ways)"
-    way = "the nearest point of the cloud" if r["gt_kind"] == "points" else "the nearest point of its triangles"
-    how = "points of the cloud as they are" if r["gt_kind"] == "points" else "uniform by area"
+    target = "the nearest point of the cloud" if r["gt_kind"] == "points" else "the nearest point of its triangles"
+    sampling = "points of the cloud as they are" if r["gt_kind"] == "points" else "uniform by area"
     lines = [
-        f"accuracy            {r['accuracy']:.6f}   prediction to truth ({way})",
+        f"accuracy            {r['accuracy']:.6f}   prediction to truth ({target})",
         f"completeness        {r['completeness']:.6f}   truth to prediction (the nearest point of its triangles)",
         f"chamfer             {r['chamfer']:.6f}   mean of the two",
         *[f"F-score at {t:<8g} {f:.4f}" for t, f in r["fscore"].items()],
         f"normal consistency  {normal}",
         f"Distances are not squared and not clipped, divided by {r['unit']:g} (world units); {n_pred} samples of the prediction",
-        f"and {n_gt} of the truth, {how}, seed {r['seed']}; both as they were handed in, nothing culled or aligned here.",
+        f"and {n_gt} of the truth, {sampling}, seed {r['seed']}; both as given, nothing culled or aligned here.",
     ]
     return "\n".join(lines)

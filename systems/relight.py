@@ -1,4 +1,4 @@
-"""`--relight`: a recovered material under another light, by Blender or by our own renderer."""
+"""`--relight`: pictures of a recovered material under another environment map, by Blender or by the embedded renderer."""
 
 import importlib.util
 import json
@@ -33,9 +33,9 @@ SCRIPT = Path(__file__).parent.parent / "utils/blender_scene.py"
 
 
 def find_blender(given: str | None) -> list[str] | None:
-    """The words that run SCRIPT: by `--blender` (Blender, or a Python with bpy), a Blender on the path, or bpy here; None without.
+    """The command that runs SCRIPT: with `--blender` (Blender, or a Python with bpy), else a Blender on the path, else this Python's bpy.
 
-    Raises UserError when the given path is no program.
+    None where there is none of these. Raises UserError when `given` is not a program.
     """
     if given:
         program = shutil.which(given)
@@ -51,7 +51,7 @@ def find_blender(given: str | None) -> list[str] | None:
 
 
 def cameras_for(cfg: Config, model: MaterialModel, poses: str | None) -> tuple[Cameras, list[str]]:
-    """Cameras in the world, float64, and a name for each: those of a file, else a circle round the object."""
+    """Cameras in the world, float64, with their names: those of the file `poses`, else a circle around the object."""
     r, size = cfg.relight, (cfg.relight.width, cfg.relight.height)
     if poses:
         return read_poses(poses, size)
@@ -60,12 +60,14 @@ def cameras_for(cfg: Config, model: MaterialModel, poses: str | None) -> tuple[C
 
 
 def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender: str | None, poses: str | None) -> Path:
-    """Pictures and relight/<light>.mp4; returns the folder of the pictures. Raises UserError."""
+    """Write pictures and the video relight/<light>.mp4; returns the folder of the pictures. Raises UserError."""
     light = read_light(hdr)
     poses = poses or cfg.relight.poses
     command = None if cfg.relight.engine == "embedded" and not blender else find_blender(blender)
     if cfg.relight.engine == "blender" and command is None:
-        raise UserError("relight.engine=blender, but there is none; give --blender PATH, of Blender or of a Python 3.11 with bpy==5.0.1")
+        raise UserError(
+            "relight.engine=blender, but no Blender was found; give --blender PATH, of Blender or of a Python 3.11 with bpy==5.0.1"
+        )
     cameras, names = cameras_for(cfg, model, poses)
     folder = run / f"relight/{Path(hdr).stem}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,9 +78,9 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
     else:
         log.info(
             "relighting with the embedded renderer (%s)",
-            "relight.engine=embedded" if cfg.relight.engine == "embedded" else "no Blender was found: --blender PATH",
+            "relight.engine=embedded" if cfg.relight.engine == "embedded" else "no Blender was found; give --blender PATH to use one",
         )
-        by_ourselves(model, cfg, light, cameras, names, folder)
+        by_embedded(model, cfg, light, cameras, names, folder)
     frames = [np.asarray(_over_white(read_raster(folder / f"{name}.png"))) for name in names]
     video = write_video(folder.with_suffix(".mp4"), frames, cfg.relight.fps)
     log.info("relit: %d pictures -> %s; %s", len(names), folder, video)
@@ -86,18 +88,19 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
 
 
 def _over_white(raster: np.ndarray) -> np.ndarray:
+    """RGB or RGBA uint8 [H, W, C] -> RGB over a white background."""
     alpha = raster[..., 3:].astype(np.float32) / 255 if raster.shape[2] == 4 else 1.0
     return np.rint(raster[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-def by_ourselves(model: MaterialModel, cfg: Config, light: np.ndarray, cameras: Cameras, names: list[str], folder: Path) -> None:
-    """The embedded renderer."""
+def by_embedded(model: MaterialModel, cfg: Config, light: np.ndarray, cameras: Cameras, names: list[str], folder: Path) -> None:
+    """Render with the embedded renderer."""
     r, device = cfg.relight, model.local.device
-    turn = model.to_world[:3, :3].cpu()
-    turn = (turn / torch.linalg.det(turn).abs() ** (1 / 3)).float()
+    rotation = model.to_world[:3, :3].cpu()
+    rotation = (rotation / torch.linalg.det(rotation).abs() ** (1 / 3)).float()
     angle = math.radians(r.rotation)
     about_z = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
-    environment = EnvironmentMap(torch.from_numpy(light * np.float32(r.strength)).to(device), turn.T @ about_z)
+    environment = EnvironmentMap(torch.from_numpy(light * np.float32(r.strength)).to(device), rotation.T @ about_z)
     local = move(cameras, torch.linalg.inv(model.to_world.cpu()))
     local = replace(local, K=local.K.float(), c2w=local.c2w.float())
     for i, name in enumerate(tqdm(names, desc="relight", leave=False)):
@@ -105,7 +108,7 @@ def by_ourselves(model: MaterialModel, cfg: Config, light: np.ndarray, cameras: 
 
 
 def blender_frame(cameras: Cameras, i: int, name: str) -> dict:
-    """One camera as `utils/blender_scene.py` takes it: OpenGL axes, focal length in pixels, shift in widths."""
+    """Camera i in the format of `utils/blender_scene.py`: OpenGL axes, focal length in pixels, shift in image widths."""
     c2w, K = cameras.c2w[i].double(), cameras.K[i].double()
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3], matrix[:3, 3] = c2w[:, :3] @ torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)), c2w[:, 3]
@@ -114,10 +117,10 @@ def blender_frame(cameras: Cameras, i: int, name: str) -> dict:
 
 
 def by_blender(command: list[str], model: MaterialModel, cfg: Config, hdr: Path, cameras: Cameras, names: list[str], folder: Path) -> None:
-    """Write a job, run Blender on it, check that it did it. Raises UserError with Blender's last message when it did not."""
+    """Write a job, run Blender on it and check for the pictures. Raises UserError with Blender's last message where one is missing."""
     r, folder = cfg.relight, folder.resolve()
-    with tempfile.TemporaryDirectory() as name:
-        temporary = Path(name)
+    with tempfile.TemporaryDirectory() as work:
+        temporary = Path(work)
         (temporary / "mesh.glb").write_bytes(gltf(model, bake(model, r.texture)))
         far = float((cameras.c2w[:, :, 3] - model.to_world[:3, 3].cpu()).norm(dim=1).max())
         job = {
@@ -128,22 +131,27 @@ def by_blender(command: list[str], model: MaterialModel, cfg: Config, hdr: Path,
         }  # fmt: skip
         (temporary / "job.json").write_text(json.dumps(job))
         log.info("relighting with %s", Path(command[0]).name if len(command) > 2 else f"bpy of {command[0]}")
-        said = _run([*command, str(temporary / "job.json")], r.minutes)
-    lacking = [name for name in names if not (folder / f"{name}.png").is_file()]
-    if lacking:
+        message = _run([*command, str(temporary / "job.json")], r.minutes)
+    absent = [name for name in names if not (folder / f"{name}.png").is_file()]
+    if absent:
         raise UserError(
-            f"{command[0]} ended well but left {len(lacking)} of {len(names)} pictures out ({said or 'it said nothing'}); is it Blender?"
+            f"{command[0]} exited without an error but left {len(absent)} of {len(names)} pictures out "
+            f"({message or 'no output'}); check that it is Blender or a Python with bpy"
         )
 
 
-def _run(words: list[str], minutes: float) -> str:
-    """What the program said last. Raises UserError when it cannot be started, fails or takes too long."""
+def _run(command: list[str], minutes: float) -> str:
+    """Run a command and return its last message. Raises UserError when it cannot be started, fails or exceeds the time."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=60 * minutes)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60 * minutes)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{words[0]} was stopped after {minutes:g} minutes (relight.minutes)") from None
+        raise UserError(
+            f"{command[0]} was stopped after {minutes:g} minutes; raise relight.minutes, or lower relight.samples or relight.frames"
+        ) from None
     except OSError as error:
-        raise UserError(f"--blender {words[0]}: cannot be run ({error.strerror or error})") from None
+        raise UserError(
+            f"--blender {command[0]}: cannot be run ({error.strerror or error}); give the path of Blender, or of a Python that has bpy"
+        ) from None
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line or "error" in line]
     last = (errors or lines or [""])[-1][:300]
@@ -151,5 +159,5 @@ def _run(words: list[str], minutes: float) -> str:
         if line.startswith("RELIGHT blender"):
             log.info("%s", line.removeprefix("RELIGHT "))
     if done.returncode:
-        raise UserError(f"{words[0]} failed with exit code {done.returncode}: {last or 'it said nothing'}")
+        raise UserError(f"{command[0]} failed with exit code {done.returncode}: {last or 'no output'}")
     return last

@@ -1,4 +1,4 @@
-"""A flat map of a mesh's faces, and which point of the mesh each texel shows.
+"""Texture atlas of a mesh: its faces laid out in the unit square, and the surface point of each texel.
 
 Texture coordinates have v upwards; images have their first row at the top, v = 1.
 """
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from utils.mesh import rasterise
+from utils.mesh import cross2, rasterise
 
 log = logging.getLogger("neus")
-MOST_FACES = 100_000  # xatlas takes minutes beyond
+MOST_FACES = 100_000  # beyond, xatlas takes minutes
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """The mesh with its vertices split along the cuts."""
+    """Texture coordinates of a mesh, its vertices duplicated along the seams."""
 
-    vertex: np.ndarray  # [U] int64, which vertex of the mesh
-    faces: np.ndarray  # [F, 3] int64, into the split vertices, in the order of the mesh
+    vertex: np.ndarray  # [U] int64, index of the vertex in the mesh
+    faces: np.ndarray  # [F, 3] int64, into these U vertices; faces in the order of the mesh
     uv: np.ndarray  # [U, 2] in [0, 1]
     size: int  # texels along a side
 
 
 def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int) -> Atlas:
-    """By xatlas where it is installed and the mesh is not too large, else a cell for each pair of faces."""
+    """An atlas by xatlas where that is installed and the mesh has at most MOST_FACES faces, else by `patches`."""
     if len(faces) <= MOST_FACES:
         try:
             import xatlas
@@ -35,14 +35,14 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int) -> Atlas:
             if len(split) == len(faces):
                 return Atlas(vertex.astype(np.int64), split.astype(np.int64), uv.astype(np.float64), size)
         except ImportError:
-            log.info("the texture has a patch for each face (pip install xatlas makes larger ones)")
-        except Exception as error:  # it gives up on some broken meshes
-            log.warning("xatlas failed (%s): the texture has a patch for each face", error)
+            log.info("texture atlas: one patch for each face; pip install xatlas for larger patches")
+        except Exception as error:  # it fails on some broken meshes
+            log.warning("texture atlas: xatlas failed (%s), so one patch for each face", error)
     return patches(faces, size)
 
 
 def patches(faces: np.ndarray, size: int) -> Atlas:
-    """Two faces to a square cell, a gap of two texels between them; `size` grows when the cells would be too small."""
+    """An atlas of square cells with two faces in each, two texels apart; `size` is raised where a cell would have under 4 texels a side."""
     n = len(faces)
     across = int(np.ceil(np.sqrt(np.ceil(n / 2))))
     size = max(size, 4 * across)
@@ -55,7 +55,7 @@ def patches(faces: np.ndarray, size: int) -> Atlas:
 
 
 def texels(atlas: Atlas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(flat index [M] of each covered texel in the image, its face [M], barycentric weights [M, 3])."""
+    """Of the M texels inside a face: index in the flattened image [M], face [M], barycentric weights [M, 3]."""
     t = atlas.size
     corner = atlas.uv[atlas.faces] * t - 0.5  # [F, 3, 2] texels, v upwards
     corner[..., 1] = t - 1 - corner[..., 1]
@@ -64,19 +64,15 @@ def texels(atlas: Atlas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     face = face[index]
     a, b, c = (corner[face, k] for k in range(3))
     p = np.stack([index % t, index // t], 1)
-
-    def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]
-
-    area = cross(b - a, c - a)
+    area = cross2(b - a, c - a)
     area = np.where(np.abs(area) < 1e-12, 1e-12, area)
-    u, v = cross(b - p, c - p) / area, cross(c - p, a - p) / area
+    u, v = cross2(b - p, c - p) / area, cross2(c - p, a - p) / area
     weights = np.clip(np.stack([u, v, 1 - u - v], 1), 0, 1)
     return index, face, weights / weights.sum(1, keepdims=True)
 
 
 def spread(values: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
-    """Values [M, C] at the flat texels index [M] -> an image [size, size, C]; every other texel takes its nearest one's."""
+    """Values [M, C] at the flattened texels index [M] -> image [size, size, C]; every other texel has the value of the nearest of these."""
     image, empty = np.zeros((size * size, values.shape[1]), values.dtype), np.ones(size * size, bool)
     image[index], empty[index] = values, False
     if not len(index):

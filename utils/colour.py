@@ -15,12 +15,12 @@ class _Clip(torch.autograd.Function):
 
 
 def clip(x: Tensor) -> Tensor:
-    """x held in [0, 1] with the gradient of x: values above 1 can still be lowered."""
+    """Clamp x to [0, 1] with the gradient of the identity: an overexposed value still has a gradient."""
     return _Clip.apply(x)
 
 
 def linear_to_srgb(x: Tensor) -> Tensor:
-    """Linear light [...] -> sRGB; negative light is black. Finite gradients everywhere."""
+    """Linear light [...] -> sRGB; negative values become 0. The gradient is finite everywhere."""
     x = x.clamp(min=0)
     return torch.where(x <= 0.0031308, 12.92 * x, 1.055 * x.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 

@@ -1,4 +1,4 @@
-"""One run folder, one logger: screen, log.txt, metrics.jsonl and TensorBoard."""
+"""The run folder and the logger: screen, log.txt, metrics.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -15,14 +15,14 @@ log = logging.getLogger("neus")
 
 
 class _TqdmHandler(logging.Handler):
-    """Log lines above the progress bar instead of through it."""
+    """Prints log lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
 
 
 def setup_logging() -> None:
-    """Send the project's log lines to the screen (once)."""
+    """Print the project's log lines on the screen; a second call has no effect."""
     if not log.handlers:
         handler = _TqdmHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -32,7 +32,7 @@ def setup_logging() -> None:
 
 
 def git(*arguments: str) -> str:
-    """Output of a git command in the project's checkout, or nothing where there is none."""
+    """Output of a git command in the project's checkout; empty where there is no checkout or no git."""
     root = Path(__file__).resolve().parent.parent
     try:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -41,6 +41,7 @@ def git(*arguments: str) -> str:
 
 
 def commit() -> str:
+    """Hash of the checked-out commit, or "unknown"."""
     return git("rev-parse", "HEAD").strip() or "unknown"
 
 
@@ -64,7 +65,7 @@ class RunFolder:
         return path
 
     def record_source(self, config_yaml: str) -> None:
-        """config.yaml, the commit, and a patch of what was not committed."""
+        """Write config.yaml, commit.txt and, where the checkout has changes, uncommitted.patch."""
         write_atomic(self / "config.yaml", config_yaml.encode())
         write_atomic(self / "commit.txt", (commit() + "\n").encode())
         patch = git("diff", "HEAD")
@@ -72,24 +73,24 @@ class RunFolder:
             write_atomic(self / "uncommitted.patch", patch.encode())
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line in metrics.jsonl and the same in TensorBoard."""
+        """Append a line to metrics.jsonl and write the same values to TensorBoard."""
         line = json.dumps({"step": step, "time": round(time.time(), 1), **values})
         try:
             with open(self / "metrics.jsonl", "a") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise UserError(f"{self.root}/metrics.jsonl cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.root}/metrics.jsonl cannot be written ({error.strerror}); free some space") from None
         for key, value in values.items():
             self.tensorboard.add_scalar(key, value, step)
 
     def image(self, name: str, picture, step: int) -> None:
-        """An [H, W, 3] uint8 picture into TensorBoard."""
+        """Write an [H, W, 3] uint8 picture to TensorBoard."""
         self.tensorboard.add_image(name, picture, step, dataformats="HWC")
 
     @property
     def tensorboard(self):
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, needed in training alone
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, used in training only
 
             self._writer = SummaryWriter(str(self.root / "tb"))
         return self._writer

@@ -1,7 +1,7 @@
-"""A mesh from a signed distance field, in little memory.
+"""Block-sparse marching cubes: a mesh from a signed distance field, in memory proportional to the surface.
 
-`extract` is block-sparse marching cubes: a dense coarse pass finds where the surface can be, then small blocks of a fine
-lattice are sampled there and grown until no crossing face of a block lacks its neighbour. B: lattice cells along a block.
+A dense coarse pass finds the cells that the surface can cross. Small blocks of a fine lattice are sampled there, and the
+block behind every face that the surface crosses is added. B: lattice cells along a side of a block.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from tqdm import tqdm
 from utils.errors import UserError
 
 B = 8
-WAVE = 1024  # blocks sampled at once: 0.75 M points
+WAVE = 1024  # blocks sampled at once: 0.75 million points
 LOCAL = np.stack(np.meshgrid(*[np.arange(B + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)  # [(B+1)^3, 3]
-SNAP = 1e-3  # values closer to 0 than this share of a cell are moved there: no vertex falls on a lattice point
-UNSURE = 0.05  # a value closer to 0 than this share of a cell is taken from the block that contains it first
+SNAP = 1e-3  # smallest |value| as a share of a cell: no vertex falls on a lattice point
+UNSURE = 0.05  # below this share of a cell, a point has the value that the first block sampled there
 
 
 @dataclass
 class _Clipped:
-    """The field cut by the sphere: max(field - level, |x| - radius), so that a surface that leaves the sphere closes on it."""
+    """The field intersected with the sphere, max(field - level, |x| - radius): an open surface is closed along the sphere."""
 
     field: Callable[[Tensor], Tensor]
     radius: float
@@ -41,8 +41,8 @@ class _Clipped:
         """x [P, 3] float64 -> [P] float32. Points further than `margin` outside the sphere are not evaluated."""
         beyond = np.linalg.norm(x, axis=1) - self.radius
         out = np.full(len(x), max(self.radius, margin), np.float32)
-        ask = np.flatnonzero(beyond < margin)
-        for part in np.array_split(ask, -(-len(ask) // self.chunk)) if len(ask) else []:
+        near = np.flatnonzero(beyond < margin)
+        for part in np.array_split(near, -(-len(near) // self.chunk)) if len(near) else []:
             points = torch.from_numpy(x[part].astype(np.float32)).to(self.device)
             value = self.field(points).reshape(-1).float().cpu().numpy() - np.float32(self.level)
             if not np.isfinite(value).all():
@@ -54,14 +54,15 @@ class _Clipped:
             out[part] = np.maximum(value, beyond[part])
         return out
 
-    def nothing(self) -> UserError:
+    def no_surface(self) -> UserError:
+        """The error of a field that does not cross the level."""
         span = f"from {self.lowest + self.level:.4g} to {self.highest + self.level:.4g}"
-        hint = "the run may have diverged or be too short, or the object may lie outside the sphere: look at the validation images"
+        hint = "the run may have diverged or be too short, or the object may lie outside the sphere: check the validation images"
         return UserError(f"no surface: the SDF runs {span} inside radius {self.radius:g}, level {self.level:g}; {hint}")
 
 
 def _coarse_cells(f: _Clipped, coarse: int, lipschitz: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Cells of a dense lattice that the surface can cross: (indices [M, 3], corner of cell 0 [3], cell size).
+    """The cells of a dense lattice that the surface can cross: (indices [M, 3], corner of cell 0 [3], cell size).
 
     A point of the surface lies within half a cell's diagonal of a corner, so some corner has |f| <= lipschitz * diagonal / 2.
     """
@@ -109,7 +110,7 @@ def _lattice(cells: np.ndarray, corner: np.ndarray, size: float, resolution: int
 
 
 def _candidates(f: _Clipped, lat: _Lattice, cells: np.ndarray, corner: np.ndarray, size: float, lipschitz: float) -> np.ndarray:
-    """Keys of the blocks that overlap a coarse cell and whose centre is near enough to the surface, sorted."""
+    """Sorted keys of the blocks that overlap a coarse cell and, by the value at their centre, can contain the surface."""
     step = B * lat.h
     first = np.floor((corner + cells * size - lat.origin) / step + 1e-9).astype(np.int64)
     last = np.ceil((corner + (cells + 1) * size - lat.origin) / step - 1e-9).astype(np.int64) - 1
@@ -128,7 +129,7 @@ def _candidates(f: _Clipped, lat: _Lattice, cells: np.ndarray, corner: np.ndarra
 
 @dataclass
 class _Soup:
-    """What marching cubes made of the blocks: vertices named by the lattice edge they lie on."""
+    """Triangles of the blocks before welding; a vertex is identified by the lattice edge it lies on."""
 
     vertices: list[np.ndarray] = dataclass_field(default_factory=list)  # lattice coordinates
     edges: list[np.ndarray] = dataclass_field(default_factory=list)  # 3 * key of the edge's lower point + axis
@@ -136,12 +137,12 @@ class _Soup:
     count: int = 0
 
     def add(self, lat: _Lattice, block: np.ndarray, value: np.ndarray) -> None:
-        """block [M, 3] indices, value [M, B+1, B+1, B+1]."""
+        """Run marching cubes on blocks; block [M, 3] indices, value [M, B+1, B+1, B+1]."""
         vertices, faces, start = [], [], 0
         for b, v in zip(block, value):
             x, tri = mcubes.marching_cubes(v, 0.0)
             vertices.append(x + b * B)
-            faces.append(tri.astype(np.int32)[:, ::-1] + start)  # PyMCubes winds towards falling values
+            faces.append(tri.astype(np.int32)[:, ::-1] + start)  # the normals of PyMCubes point towards smaller values
             start += len(x)
         if not start:
             return
@@ -153,7 +154,7 @@ class _Soup:
         self.count += start
 
     def weld(self, lat: _Lattice) -> trimesh.Trimesh:
-        """One vertex per lattice edge."""
+        """The mesh with one vertex for each lattice edge, without the faces that collapse."""
         _, first, inverse = np.unique(np.concatenate(self.edges), return_index=True, return_inverse=True)
         self.edges.clear()
         vertices = lat.origin + np.concatenate(self.vertices)[first] * lat.h
@@ -164,50 +165,50 @@ class _Soup:
         return trimesh.Trimesh(vertices, faces[~flat] if flat.any() else faces, process=False)
 
 
-def _settle(value: np.ndarray, points: np.ndarray, h: float, signs: dict[int, float]) -> None:
-    """Make a lattice point have one sign in all its blocks, in place: batched arithmetic may differ in the last bits.
+def _unify_signs(value: np.ndarray, points: np.ndarray, h: float, sampled: dict[int, float]) -> None:
+    """Give a lattice point the same sign in all blocks that share it, in place: batched arithmetic can differ in the last bits.
 
-    value [M, P], points [M, P] keys.
+    value [M, P]; points [M, P] keys; sampled: values near zero of earlier blocks, by key.
     """
     unsure = np.abs(value) < UNSURE * h
     if unsure.any():
         pairs = zip(points[unsure].tolist(), value[unsure].tolist())
-        value[unsure] = [signs.setdefault(k, v) for k, v in pairs]
+        value[unsure] = [sampled.setdefault(k, v) for k, v in pairs]
     small = np.abs(value) < SNAP * h
     value[small] = np.where(value[small] < 0, -SNAP * h, SNAP * h)
 
 
 def _neighbours(lat: _Lattice, block: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Keys of the blocks behind faces that the surface crosses. block [M, 3], negative [M, B+1, B+1, B+1]."""
+    """Keys of the blocks behind the faces that the surface crosses; block [M, 3], negative [M, B+1, B+1, B+1]."""
     found = []
     for axis in range(3):
         for side, step in ((0, -1), (B, 1)):
-            face = negative.take(side, axis + 1).reshape(len(block), (B + 1) ** 2)  # -1 stands for no block
+            face = negative.take(side, axis + 1).reshape(len(block), (B + 1) ** 2)  # a size of -1 is ambiguous where M = 0
             crossed = block[face.any(1) & ~face.all(1)] + np.eye(3, dtype=np.int64)[axis] * step
             found.append(lat.key(crossed[((crossed >= 0) & (crossed < lat.blocks)).all(1)]))
     return np.unique(np.concatenate(found))
 
 
-def _march(f: _Clipped, lat: _Lattice, todo: np.ndarray, progress: bool) -> _Soup:
-    """Sample the blocks `todo`, and all that their surface reaches."""
-    soup, known = _Soup(), set(todo.tolist())
-    signs: dict = {}
+def _march(f: _Clipped, lat: _Lattice, pending: np.ndarray, progress: bool) -> _Soup:
+    """Sample the blocks of the keys `pending` and every block that the surface in them leads to."""
+    soup, queued = _Soup(), set(pending.tolist())
+    sampled: dict[int, float] = {}
     shape = (-1, B + 1, B + 1, B + 1)
-    with tqdm(total=len(todo), desc="marching cubes", unit="block", disable=not progress) as bar:
-        while len(todo):
-            wave, todo = todo[:WAVE], todo[WAVE:]
+    with tqdm(total=len(pending), desc="marching cubes", unit="block", disable=not progress) as bar:
+        while len(pending):
+            wave, pending = pending[:WAVE], pending[WAVE:]
             block = lat.block(wave)
             index = block[:, None] * B + LOCAL  # [M, P, 3]
             value = f((lat.origin + index * lat.h).reshape(-1, 3), 2 * lat.h).reshape(len(wave), -1).astype(np.float64)
-            _settle(value, lat.point_key(index), lat.h, signs)
+            _unify_signs(value, lat.point_key(index), lat.h, sampled)
             value = value.reshape(shape)
             negative = value < 0
             mixed = negative.any((1, 2, 3)) & ~negative.all((1, 2, 3))
             soup.add(lat, block[mixed], value[mixed])
-            more = [k for k in _neighbours(lat, block[mixed], negative[mixed]).tolist() if k not in known]
-            known.update(more)
-            todo = np.concatenate([todo, np.array(more, np.int64)])
-            bar.total = bar.n + len(wave) + len(todo)
+            more = [k for k in _neighbours(lat, block[mixed], negative[mixed]).tolist() if k not in queued]
+            queued.update(more)
+            pending = np.concatenate([pending, np.array(more, np.int64)])
+            bar.total = bar.n + len(wave) + len(pending)
             bar.update(len(wave))
     return soup
 
@@ -227,15 +228,15 @@ def extract(
 
     field: [P, 3] float32 on `device` -> [P]. resolution: cells along the longest side of the box of the coarse cells that
     the surface can cross; coarse: cells along the sphere's box in the dense pass. lipschitz: bound on |grad field|; where
-    it is exceeded the surface is still followed from block to block, only separate small parts may be missed.
-    Errors: `UserError` when nothing crosses the level or the field is not finite.
+    it is exceeded the surface is still followed from block to block, but separate small parts can be missed.
+    Raises UserError when the field does not cross the level or is not finite.
     """
     f = _Clipped(field, radius, level, device, chunk)
     cells, corner, size = _coarse_cells(f, coarse, lipschitz)
     if not len(cells):
-        raise f.nothing()
+        raise f.no_surface()
     lat = _lattice(cells, corner, size, resolution, radius)
     soup = _march(f, lat, _candidates(f, lat, cells, corner, size, lipschitz), progress)
     if not soup.count:
-        raise f.nothing()
+        raise f.no_surface()
     return soup.weld(lat)

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether a scene fits into it."""
+"""Free memory, and the check that a scene fits into it."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from utils.errors import UserError
 
 GIB = 2**30
-SHARE = 0.8  # of what is free: training needs its own
+SHARE = 0.8  # of the free memory; the rest is for training
 
 
 def _number(path: str) -> int | None:
@@ -17,7 +17,7 @@ def _number(path: str) -> int | None:
 
 
 def available() -> int | None:
-    """Bytes that a process may still take: free memory of the machine, or less in a container; None where it is unknown."""
+    """Bytes that a process can still allocate: the free memory of the machine or of the container; None where it is unknown."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -32,16 +32,16 @@ def available() -> int | None:
 
 
 def check_fits(n: int, width: int, height: int, channels: int, largest: tuple[int, int], workers: int, what: str) -> str:
-    """A line on the peak of reading n images of width x height kept as bytes, `workers` photographs of the largest size open at once.
+    """A line with the peak memory of reading n images, kept as bytes of width x height, with `workers` files of the largest size open.
 
-    Raises UserError with advice when that is more than there is.
+    Raises UserError with advice when the peak exceeds SHARE of the free memory.
     """
     kept = n * width * height * channels
-    peak = kept + workers * largest[0] * largest[1] * 12  # file, decoded, reordered, resized
+    peak = kept + workers * largest[0] * largest[1] * 12  # the file, decoded, reordered and resized
     free = available()
     line = f"{n} images of {width}x{height}: {kept / GIB:.2f} GiB kept, {peak / GIB:.2f} GiB at the peak"
     if free is not None and peak > SHARE * free:
         fits = max(1.0, (kept / max(SHARE * free - (peak - kept), 1)) ** 0.5)
-        advice = f"set dataset.img_downscale to {fits:.1f} times what it is" if fits < 64 else "use a machine with more memory"
+        advice = f"set dataset.img_downscale to {fits:.1f} times its value" if fits < 64 else "use a machine with more memory"
         raise UserError(f"{what}: {line}, but {free / GIB:.2f} GiB are free; {advice}, or use fewer images")
     return line

@@ -1,7 +1,8 @@
-"""Cleaning, culling, writing, reading and rendering of meshes. `utils/marching_cubes.py` makes them."""
+"""Meshes: cleaning, culling, files and pictures. `utils/marching_cubes.py` extracts them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,9 +21,14 @@ FORMATS = (".ply", ".obj")
 
 # ------------------------------------------------------------------------------------------------ cleaning
 def _colours(mesh: trimesh.Trimesh) -> np.ndarray | None:
-    """Vertex colours [V, 4] uint8, or None when the mesh has none of its own."""
-    visual = mesh.visual
-    return np.asarray(visual.vertex_colors) if isinstance(visual, trimesh.visual.ColorVisuals) and visual.kind == "vertex" else None
+    """Vertex colours [V, 4] uint8, or None for a mesh without vertex colours."""
+    visual: Any = mesh.visual
+    return np.asarray(visual.vertex_colors) if visual.kind == "vertex" else None
+
+
+def area_vectors(triangles: np.ndarray) -> np.ndarray:
+    """Of triangles [F, 3, 3], the vectors [F, 3] along their normals with twice their areas as lengths."""
+    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
 def take_faces(mesh: trimesh.Trimesh, keep: np.ndarray) -> trimesh.Trimesh:
@@ -37,15 +43,14 @@ def take_faces(mesh: trimesh.Trimesh, keep: np.ndarray) -> trimesh.Trimesh:
 
 
 def keep_components(mesh: trimesh.Trimesh, keep: int, min_faces: int) -> trimesh.Trimesh:
-    """The `keep` components of largest area (0: all) that have at least `min_faces` faces; the largest stays in any case."""
+    """The `keep` components of largest area (0: all) that have at least `min_faces` faces; the largest is always kept."""
     if not len(mesh.faces):
         return mesh
     faces, v = np.asarray(mesh.faces), len(mesh.vertices)
     pairs = (np.concatenate([faces[:, 0], faces[:, 1]]), np.concatenate([faces[:, 1], faces[:, 2]]))
     _, label = connected_components(coo_matrix((np.ones(len(pairs[0]), bool), pairs), shape=(v, v)), directed=False)
     label = label[faces[:, 0]]
-    corners = np.asarray(mesh.vertices)[faces]
-    area = np.bincount(label, np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1))
+    area = np.bincount(label, np.linalg.norm(area_vectors(np.asarray(mesh.vertices)[faces]), axis=1))
     count = np.bincount(label, minlength=len(area))
     order = np.argsort(-area, kind="stable")
     order = order[count[order] > 0]
@@ -57,10 +62,10 @@ def keep_components(mesh: trimesh.Trimesh, keep: int, min_faces: int) -> trimesh
 def cull_by_masks(
     mesh: trimesh.Trimesh, cameras: Cameras, masks: Tensor, dilation_share: float, views: Sequence[int] | None = None
 ) -> trimesh.Trimesh:
-    """Drop what the masks say is not the object: a vertex stays if it falls inside the mask in every view that has it in frame.
+    """Remove the faces outside the masks: a vertex is kept if its pixel is inside the mask in every image that contains the pixel.
 
     mesh: vertices in the unit sphere's frame. masks [N, H, W] uint8, above 127 on the object, dilated by
-    dilation_share * W pixels (negative: nothing is culled). views: those used, default all. May return an empty mesh.
+    dilation_share * W pixels (negative: nothing is culled). views: indices of the cameras used, default all. May return an empty mesh.
     """
     if dilation_share < 0:
         return mesh
@@ -71,26 +76,26 @@ def cull_by_masks(
         mask = cv2.dilate((masks[i].cpu().numpy() > 127).astype(np.uint8), np.ones((2 * r + 1, 2 * r + 1), np.uint8)) > 0
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
         uv = np.round(uv).clip(-1, max(h, w)).astype(np.int64)
-        framed = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
-        keep[framed] &= mask[uv[framed, 1], uv[framed, 0]]
-    return mesh if keep.all() else take_faces(mesh, np.all(keep[mesh.faces], axis=1))
+        inside = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
+        keep[inside] &= mask[uv[inside, 1], uv[inside, 0]]
+    return mesh if keep.all() else take_faces(mesh, keep[np.asarray(mesh.faces)].all(1))
 
 
 def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: Sequence[int] | None = None) -> trimesh.Trimesh:
-    """Drop vertices in the frame of fewer than min_views cameras (all, or those of `views`): no rays constrain a surface there.
+    """Remove the faces with a vertex outside all but fewer than min_views images: too few rays constrain the surface there.
 
-    mesh: vertices in the unit sphere's frame. May return an empty mesh.
+    mesh: vertices in the unit sphere's frame. views: indices of the cameras used, default all. May return an empty mesh.
     """
     x, count = np.asarray(mesh.vertices), np.zeros(len(mesh.vertices), np.int64)
     for i in range(len(cameras)) if views is None else views:
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
         count += (z > 0) & (uv >= -0.5).all(1) & (uv < (cameras.width - 0.5, cameras.height - 0.5)).all(1)
     keep = count >= min_views
-    return mesh if keep.all() else take_faces(mesh, np.all(keep[mesh.faces], axis=1))
+    return mesh if keep.all() else take_faces(mesh, keep[np.asarray(mesh.faces)].all(1))
 
 
 def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Trimesh:
-    """A copy moved by a 4x4 matrix (`Scene.to_world` takes it to the world); a mirroring matrix turns the faces round."""
+    """A copy transformed by a 4x4 matrix (`Scene.to_world`: to the world); a mirroring matrix reverses the order of each face's vertices."""
     m = np.asarray(matrix, np.float64)
     faces = np.asarray(mesh.faces)
     faces = faces[:, ::-1] if np.linalg.det(m[:3, :3]) < 0 else faces
@@ -122,39 +127,42 @@ def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
 
 
 def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
-    """Read a mesh as it is (no merging of vertices). points: a file without faces is accepted, as a mesh without faces.
+    """Read a mesh without merging its vertices. points: a file without faces is accepted, as a mesh without faces.
 
-    Errors: `UserError` when the file is missing, of an unknown kind, unreadable or empty.
+    Raises UserError when the file is missing, of an unknown format, unreadable or empty.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such mesh file")
+        raise UserError(f"{path}: no such mesh file; give the path of a .ply or .obj")
     if path.suffix.lower().lstrip(".") not in trimesh.available_formats():
         raise UserError(f"{path}: '{path.suffix}' is not a kind of mesh this program reads; use .ply or .obj")
     try:
-        loaded = trimesh.load(path, process=False, maintain_order=True)
+        loaded: Any = trimesh.load(path, process=False, maintain_order=True)
         if isinstance(loaded, trimesh.Scene):
             loaded = loaded.to_mesh() if loaded.geometry else trimesh.Trimesh()
         if not isinstance(loaded, trimesh.Trimesh):
-            loaded = trimesh.Trimesh(np.asarray(getattr(loaded, "vertices", ())), process=False)
-    except Exception as error:  # trimesh's parsers raise many types
-        raise UserError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
+            loaded = trimesh.Trimesh(np.asarray(loaded.vertices), process=False)
+    except Exception as error:  # the parsers of trimesh raise many kinds of exception
+        raise UserError(f"{path}: not a readable mesh ({type(error).__name__}: {error}); copy or export the file again") from error
     if not len(loaded.vertices) or not (points or len(loaded.faces)):
-        raise UserError(f"{path}: {len(loaded.vertices)} vertices and {len(loaded.faces)} faces: there is no surface in this file")
-    named = loaded.faces if len(loaded.faces) else np.zeros((1, 3), int)
-    if not np.isfinite(loaded.vertices).all() or named.min() < 0 or named.max() >= len(loaded.vertices):
-        raise UserError(f"{path}: vertices that are not finite, or faces that name vertices which do not exist; the file is damaged")
+        raise UserError(f"{path}: {len(loaded.vertices)} vertices and {len(loaded.faces)} faces, so no surface; give a file with triangles")
+    indices = loaded.faces if len(loaded.faces) else np.zeros((1, 3), int)
+    if not np.isfinite(loaded.vertices).all() or indices.min() < 0 or indices.max() >= len(loaded.vertices):
+        raise UserError(f"{path}: damaged: vertices that are not finite, or indices in faces beyond the vertices; export the mesh again")
     return loaded
 
 
 # ------------------------------------------------------------------------------------------------ pictures
 def _face_colours(mesh: trimesh.Trimesh, faces: np.ndarray, c2w: np.ndarray, color: str) -> np.ndarray:
-    """Colours [F, 3] float in 0..255 of the faces [F]. normal: (n + 1) / 2; shade: a light at the camera; vertex: the vertices' colours."""
+    """Colours [F, 3], 0 to 255, of the faces of index `faces` [F].
+
+    color: normal, (n + 1) / 2; shade, lit from the camera; vertex, the mean colour of the vertices (shade without colours).
+    """
     corners = np.asarray(mesh.vertices)[mesh.faces[faces]]
-    colours = _colours(mesh) if color == "vertex" else None
-    if colours is not None:
+    colours = _colours(mesh)
+    if color == "vertex" and colours is not None:
         return colours[:, :3][mesh.faces[faces]].mean(1)
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal = area_vectors(corners)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-30)
     if color == "normal":
         return 127.5 * (normal + 1)
@@ -172,9 +180,9 @@ def render_mesh(
     color: str = "normal",
     background: int = 255,
 ) -> np.ndarray:
-    """A picture of a mesh without a GPU: the nearest face at each pixel in one colour, twice oversampled. uint8 [h, w, 3].
+    """Rasterise a mesh on the CPU, each face in one colour, with 2 x 2 samples a pixel -> uint8 [h, w, 3].
 
-    K [3, 3] pixels, c2w [3, 4] (OpenCV axes, frame of the mesh); color: normal, vertex (shade when it has none) or shade.
+    K [3, 3] pixels, c2w [3, 4] (OpenCV axes, frame of the mesh); color: normal, vertex or shade, as in `_face_colours`.
     """
     if color not in ("normal", "vertex", "shade"):
         raise ValueError(f"color: expected normal, vertex or shade, got {color!r}")
@@ -190,28 +198,28 @@ def render_mesh(
 
 
 def rasterise(corner: np.ndarray, depth: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Nearest face at each pixel [h * w], -1 where there is none; corner [F, 3, 2] pixels, depth [F, 3].
+    """Index of the nearest face at each pixel [h * w], -1 where there is none; corner [F, 3, 2] pixels, depth [F, 3].
 
-    Faces of like size are tested together at the pixels of their boxes; depth is interpolated over the screen, which is
-    exact enough where faces are small.
+    Faces of similar size are tested together at the pixels of their bounding boxes. Depth is interpolated linearly over the
+    image: an approximation under perspective, with an error that vanishes for small faces.
     """
     low = np.ceil(corner.min(1)).astype(np.int64)
     high = np.floor(corner.max(1)).astype(np.int64)
-    wanted = (depth > 1e-6).all(1) & (high >= low).all(1) & (high >= 0).all(1) & (low < (w, h)).all(1) & (np.abs(corner) < 1e5).all((1, 2))
+    valid = (depth > 1e-6).all(1) & (high >= low).all(1) & (high >= 0).all(1) & (low < (w, h)).all(1) & (np.abs(corner) < 1e5).all((1, 2))
     span = (np.minimum(high, (w - 1, h - 1)) - np.maximum(low, 0)).max(1) + 1
     low = np.maximum(low, 0)
     zbuffer, nearest = np.full(h * w, np.inf, np.float32), np.full(h * w, -1, np.int64)
     begin = 0
     while begin < max(h, w):
         size = max(1, 2 * begin)
-        faces = np.flatnonzero(wanted & (span > begin) & (span <= size))
+        faces = np.flatnonzero(valid & (span > begin) & (span <= size))
         step = max(1, 2_000_000 // size**2)
         grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1).reshape(1, -1, 2)
         for at in range(0, len(faces), step):
             f = faces[at : at + step]
             pixel = low[f][:, None] + grid  # [f, size^2, 2]
             a, b, c = (corner[f, k][:, None] - pixel for k in range(3))
-            u, v, t = _cross(b, c), _cross(c, a), _cross(a, b)  # barycentric, times the area
+            u, v, t = cross2(b, c), cross2(c, a), cross2(a, b)  # barycentric coordinates times twice the area
             inside = (((u >= 0) & (v >= 0) & (t >= 0)) | ((u <= 0) & (v <= 0) & (t <= 0))) & (pixel < (w, h)).all(-1)
             area = u + v + t
             inside &= area != 0
@@ -219,14 +227,15 @@ def rasterise(corner: np.ndarray, depth: np.ndarray, h: int, w: int) -> np.ndarr
             area = area[row, column]
             d = depth[f][row]
             z = (u[row, column] * d[:, 0] + v[row, column] * d[:, 1] + t[row, column] * d[:, 2]) / area
-            index = pixel[row, column, 1] * w + pixel[row, column, 0]
-            front = np.flatnonzero(z < zbuffer[index])
+            at_pixel = pixel[row, column, 1] * w + pixel[row, column, 0]
+            front = np.flatnonzero(z < zbuffer[at_pixel])
             front = front[np.argsort(-z[front], kind="stable")]  # the nearest is written last
-            zbuffer[index[front]] = z[front]
-            nearest[index[front]] = f[row[front]]
+            zbuffer[at_pixel[front]] = z[front]
+            nearest[at_pixel[front]] = f[row[front]]
         begin = size
     return nearest
 
 
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cross2(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cross product of vectors in the plane, [..., 2] and [..., 2] -> [...]."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

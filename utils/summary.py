@@ -1,4 +1,4 @@
-"""Say where a finished run's mesh, video and numbers are: `python -m utils.summary outputs/NAME/TRIAL`."""
+"""Print the paths of a finished run's mesh and video and its metrics: `python -m utils.summary outputs/NAME/TRIAL`."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ from utils.log import log, setup_logging
 
 
 def summary(run: Path) -> str:
-    """A few lines on a run folder. Raises UserError when it is not there."""
+    """Lines on the results in a run folder. Raises UserError when the folder does not exist."""
     if not run.is_dir():
-        raise UserError(f"{run}: no such run folder")
+        raise UserError(f"{run}: no such run folder; give outputs/NAME/TRIAL")
     lines = [
         f"{label:8s} {run / name}"
         for label, name in (("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test"))
@@ -20,8 +20,8 @@ def summary(run: Path) -> str:
     test, mesh = run / "test/metrics.json", run / "mesh/metrics.json"
     if test.is_file():
         m = json.loads(test.read_text())
-        shown = [f"{k} {m[k]:.3f}" for k in ("psnr", "psnr_masked", "ssim") if m.get(k) is not None]
-        lines.append(f"{'held out' if m['held_out'] else 'training views'}: {', '.join(shown)}")
+        values = [f"{k} {m[k]:.3f}" for k in ("psnr", "psnr_masked", "ssim") if m.get(k) is not None]
+        lines.append(f"{'held out' if m['held_out'] else 'training views'}: {', '.join(values)}")
     if mesh.is_file():
         m = json.loads(mesh.read_text())
         lines.append(f"Chamfer  {m['chamfer']:.5f} of the unit sphere's radius, normal consistency {m['normal_consistency']:.4f}")

@@ -36,7 +36,7 @@ def soup(kind, rng):
 @pytest.mark.parametrize(
     "method", ["numpy", pytest.param("warp", marks=needs_warp), pytest.param("cuda", marks=[needs_warp, pytest.mark.gpu])]
 )
-def test_nearest_triangle_by_trying_them_all(kind, method):
+def test_nearest_triangle_against_exhaustive_search(kind, method):
     rng = np.random.default_rng(0)
     triangles = soup(kind, rng)
     extent = np.ptp(triangles.reshape(-1, 3), axis=0).max()
@@ -56,7 +56,7 @@ def test_nearest_triangle_by_trying_them_all(kind, method):
 
 def test_many_candidates_are_searched_in_parts(monkeypatch):
     triangles = np.asarray(trimesh.creation.icosphere(4).triangles)
-    points = np.random.default_rng(0).normal(size=(200, 3)) * 0.01  # all triangles are about as far
+    points = np.random.default_rng(0).normal(size=(200, 3)) * 0.01  # all triangles are at nearly the same distance
     once = nearest_numpy(triangles, points)
     monkeypatch.setattr(mesh_eval, "PAIRS", 3000)
     assert np.array_equal(nearest_numpy(triangles, points), once)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and never code."""
+"""Checkpoints: round trips, damaged files and files that hold code."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def test_truncated(tmp_path, keep):
         load_checkpoint(path)
 
 
-def test_text_and_strangers(tmp_path):
+def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     with pytest.raises(UserError, match="not a checkpoint"):

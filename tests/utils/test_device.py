@@ -1,4 +1,4 @@
-"""Backends: what runs where, forced choices that are not available, and nerfacc never imported on the CPU."""
+"""Backends: the choice for each device, forced choices that are impossible, and no import of nerfacc on the CPU."""
 
 import sys
 
@@ -16,7 +16,7 @@ def test_auto_takes_warp_where_it_runs():
     assert all(device.choose(op, "auto", CPU) == want for op in device.BACKENDS)
 
 
-def test_without_warp_the_twin(monkeypatch, caplog):
+def test_the_twin_is_chosen_without_warp(monkeypatch, caplog):
     monkeypatch.setattr(device, "warp_available", lambda: "the package warp-lang is not installed")
     device._say.cache_clear()
     assert device.choose("march", "auto", CPU) == "torch"
@@ -29,7 +29,7 @@ def test_cuda_libraries_are_refused_on_the_cpu_without_importing_them(op, backen
         device.choose(op, backend, CPU)
 
 
-def test_forced_warp_that_is_missing_says_what_to_install(monkeypatch):
+def test_forced_warp_that_is_missing_names_the_package(monkeypatch):
     monkeypatch.setattr(device, "warp_available", lambda: "the package warp-lang is not installed")
     with pytest.raises(UserError, match="install warp-lang"):
         device.choose("hashgrid", "warp", CPU)
@@ -43,7 +43,7 @@ def test_forced_cuda_that_is_missing():
 
 
 def test_the_nerfacc_extension_is_never_loaded_on_the_cpu():
-    """Building and refreshing the occupancy grid must not set nerfacc about compiling its kernels."""
+    """Building and refreshing the occupancy grid does not start the compilation of nerfacc's kernels."""
     from confs.model import OccupancyConfig
     from models.estimators import OccupancyGrid
 

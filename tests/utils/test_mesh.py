@@ -85,7 +85,7 @@ def test_radius_and_level():
     assert np.linalg.norm(mesh.vertices, axis=1) == pytest.approx(1.3, abs=2e-3)
 
 
-def test_small_object_gets_the_whole_resolution():
+def test_resolution_is_that_of_the_object():
     mesh = S.extract(lambda x: (x - 0.3).norm(dim=1) - 0.03, 1.0, 96)
     assert closed(mesh) and len(mesh.vertices) > 3000
 
@@ -102,7 +102,7 @@ def test_resolution_512_is_quick():
 @pytest.mark.parametrize(
     "f, words", [(lambda x: x.norm(dim=1) + 0.02, "0.02 to 1.* inside radius 1"), (lambda x: x[:, 0] * float("nan"), "not finite")]
 )
-def test_errors_say_what_the_field_does(f, words):
+def test_errors_state_the_range_of_the_field(f, words):
     with pytest.raises(UserError, match=words):
         S.extract(f, 1.0, 64, coarse=32)
 
@@ -126,7 +126,7 @@ def test_components():
     assert len(M.keep_components(trimesh.Trimesh(), 1, 1).faces) == 0
 
 
-def looking_along_z(n=1, h=80, w=100, focal=100.0):
+def cameras_along_z(n=1, h=80, w=100, focal=100.0):
     K = torch.tensor([[focal, 0, (w - 1) / 2], [0, focal, (h - 1) / 2], [0, 0, 1]]).repeat(n, 1, 1)
     c2w = torch.eye(4)[:3].repeat(n, 1, 1)
     c2w[:, 2, 3] = -2.0
@@ -135,7 +135,7 @@ def looking_along_z(n=1, h=80, w=100, focal=100.0):
 
 def test_culling():
     mesh = trimesh.creation.icosphere(4, 0.4)
-    cameras, masks = looking_along_z(2), torch.zeros(2, 80, 100, dtype=torch.uint8)
+    cameras, masks = cameras_along_z(2), torch.zeros(2, 80, 100, dtype=torch.uint8)
     masks[0, :, 50:] = 255
     masks[1] = 255
     half = M.cull_by_masks(mesh, cameras, masks, 0.0)
@@ -146,14 +146,14 @@ def test_culling():
     assert len(M.cull_by_masks(mesh, cameras, masks, -1.0).faces) == len(mesh.faces)
     assert len(M.cull_by_masks(mesh, cameras, masks * 0, 0.0).faces) == 0
     away = mesh.copy()
-    away.apply_translation([50, 0, 0])  # out of every frame: no view speaks against it
+    away.apply_translation([50, 0, 0])  # outside every image: no mask culls it
     assert len(M.cull_by_masks(away, cameras, masks * 0, 0.0).faces) == len(mesh.faces)
 
 
-def test_what_few_views_have_in_frame_is_culled():
-    mesh, cameras = trimesh.creation.icosphere(4, 0.4), looking_along_z(3)
-    cameras.c2w[0, 0, 3] = 50.0  # looks past it
-    cameras.c2w[1, 0, 3] = 0.9  # half of it is out of frame
+def test_faces_in_few_images_are_culled():
+    mesh, cameras = trimesh.creation.icosphere(4, 0.4), cameras_along_z(3)
+    cameras.c2w[0, 0, 3] = 50.0  # its image does not contain the ball
+    cameras.c2w[1, 0, 3] = 0.9  # its image contains half of the ball
     assert M.cull_unseen(mesh, cameras, 1) is mesh and M.cull_unseen(mesh, cameras, 0) is mesh
     part = M.cull_unseen(mesh, cameras, 2)
     assert 0.1 < len(part.faces) / len(mesh.faces) < 0.9 and part.vertices[:, 0].min() > -0.3
@@ -207,10 +207,10 @@ def test_transform_keeps_normals_outside():
 
 
 def test_render():
-    mesh, cam = trimesh.creation.icosphere(5, 0.5), looking_along_z(1, 120, 160, 160.0)
+    mesh, cam = trimesh.creation.icosphere(5, 0.5), cameras_along_z(1, 120, 160, 160.0)
     image = M.render_mesh(mesh, cam.K[0], cam.c2w[0], 120, 160)
     assert image.shape == (120, 160, 3) and image.dtype == np.uint8 and (image[0, 0] == 255).all()
-    assert np.abs(image[59, 79].astype(int) - [127, 127, 0]).max() < 8  # the near side looks at the camera: n = -z
+    assert np.abs(image[59, 79].astype(int) - [127, 127, 0]).max() < 8  # the near side faces the camera: n = -z
     covered = (image != 255).any(2)
     radius = 160 * 0.5 / np.sqrt(2**2 - 0.5**2)
     assert covered.sum() == pytest.approx(np.pi * radius**2, rel=0.04)
