@@ -35,7 +35,9 @@ def parser() -> Parser:
     p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
     presets = ["fast", "balanced", "best"]
     p.add_argument("--preset", choices=presets, help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA")
-    p.add_argument("--photos", metavar="DIR|VIDEO", help="photographs or a video without cameras: makes the scene dataset.root_dir, or inputs/<DIR>")
+    p.add_argument(
+        "--photos", metavar="DIR|VIDEO", help="photographs or a video without cameras: makes the scene dataset.root_dir, or inputs/<DIR>"
+    )
     p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
     p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
