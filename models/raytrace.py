@@ -57,19 +57,11 @@ class MeshTracer:
     def __init__(self, vertices: Tensor, faces: Tensor, backend: str | None = None):
         self.vertices, self.faces = vertices.float().contiguous(), faces.long().contiguous()
         self.backend = backend or choose("trace", "auto", vertices.device)
-        self.mesh: Any = self._build() if self.backend == "warp" else None
+        self.mesh: Any = None
+        if self.backend == "warp":
+            from utils.warp_launch import triangle_mesh
 
-    def _build(self):
-        import warp as wp
-
-        indices = self.faces.int().reshape(-1).contiguous()
-        self._kept = indices  # Warp uses torch's memory
-        if self.vertices.is_cuda:
-            torch.cuda.synchronize(self.vertices.device)  # Warp builds on a stream of its own
-        with wp.ScopedDevice(wp.device_from_torch(self.vertices.device)):
-            mesh = wp.Mesh(points=wp.from_torch(self.vertices, dtype=wp.vec3), indices=wp.from_torch(indices, dtype=wp.int32))
-            wp.synchronize()
-        return mesh
+            self.mesh = triangle_mesh(self.vertices, self.faces)
 
     @torch.no_grad()
     def __call__(self, origins: Tensor, dirs: Tensor) -> Hits:

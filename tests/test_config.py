@@ -10,6 +10,7 @@ from confs.effects import EFFECTS
 from confs.load import known_keys, load_config, to_yaml
 from confs.model import METHOD_CONFIGS
 from confs.recipes import PRESETS
+from tests.benchmarks.recipes import RECIPES
 from utils.errors import UserError
 from utils.schedule import Ramp, ramp
 
@@ -172,3 +173,8 @@ def test_the_config_of_a_checkpoint_reads_no_environment_and_expands_no_aliases(
 def test_a_preset_is_not_stopped_by_the_minutes_of_a_config():
     cfg = load_config("confs/demo.yaml", PRESETS["fast"]["cuda"])
     assert cfg.trainer.max_minutes is None and cfg.trainer.max_steps == 10000
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_of_the_benchmark_load(name):
+    load_config("confs/dtu-wmask.yaml", RECIPES[name])

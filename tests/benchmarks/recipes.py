@@ -1,7 +1,7 @@
 """Ablations: scenes x recipes x seeds -> one table, resumable.
 
     python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default smoothstep --seeds 1 2 3 --minutes 3
-    python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default see-grid --steps 2000
+    python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default pass-encoding --steps 2000
     python -m tests.benchmarks.recipes --scenes data/bunny --recipes default --judge "python judge.py {mesh} {truth} --scene {scene}"
 
 A recipe is a line of RECIPES, or given as NAME:key=value,key=value. --steps instead of --minutes compares at equal steps, which a
@@ -50,7 +50,7 @@ RECIPES = {
     "refine-0.25": ["model.refine=0.25"],
     "refine-0.75": ["model.refine=0.75"],
     "decay-0.005": ["optim.decay=0.005"],
-    "see-grid": ["model.radiance.see_grid=true"],
+    "pass-encoding": ["model.sdf.pass_encoding=true"],
 }
 
 
