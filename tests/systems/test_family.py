@@ -66,7 +66,7 @@ def tiny_job(name, scene, out, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_tests_and_meshes(name, tiny_scene, tmp_path):
-    job = tiny_job(name, tiny_scene, tmp_path, "trainer.max_steps=60", "trainer.val_minutes=0.001")
+    job = tiny_job(name, tiny_scene, tmp_path, "trainer.max_steps=60", "trainer.val_minutes=0.003")
     assert execute(job, True, False, False) == 0
     run = tmp_path / "n/t"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
