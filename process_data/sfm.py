@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -26,6 +25,7 @@ from process_data.files import free_name
 from process_data.frames import VIDEOS, extract_frames
 from process_data.photos import ADVICE, LEAST, Photo, collect, copy_masks, find_photos, list_photos
 from utils.errors import UserError
+from utils.files import write_atomic
 
 log = logging.getLogger("neus")
 ALL_PAIRS = 250  # photographs up to which all pairs are matched
@@ -183,9 +183,7 @@ def _read_record(scene: Path) -> dict:
 
 
 def _write_record(scene: Path, data: dict) -> None:
-    part = scene / f"{RECORD}.{os.getpid()}.part"
-    part.write_text(json.dumps(data, indent=1))
-    part.replace(scene / RECORD)
+    write_atomic(scene / RECORD, json.dumps(data, indent=1).encode())
 
 
 def _checksum(path: Path) -> str:

@@ -24,7 +24,7 @@ from utils.log import RunFolder, commit
 from utils.rays import RayBatch, Scene
 
 log = logging.getLogger("neus")
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from utils.errors import UserError
 from utils.files import write_atomic
 
-FORMAT = 1
+FORMAT = 2  # 2: names of weights and options as of version 0.2
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -54,7 +54,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     if not isinstance(state, dict) or "format" not in state or "config" not in state or "model" not in state:
         raise UserError(f"{path} is not a checkpoint of this program: it lacks the config or the model")
     if state["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}")
+        raise UserError(
+            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; use the version that wrote it, or train anew"
+        )
     return state
 
 
