@@ -210,6 +210,7 @@ def test_bad_scenes(name, capsys, tiny_scene, tmp_path):
     refused(capsys, pattern, *train_words(scene, tmp_path / "out", "trainer.max_steps=2"))
 
 
+@pytest.mark.slow
 def test_an_empty_mask_of_a_held_out_view_leaves_out_that_views_figure(capsys, tiny_scene, tmp_path):
     """Regression: a TypeError after training; no metrics, no mesh."""
     scene = tmp_path / "scene"

@@ -176,5 +176,6 @@ def test_a_preset_is_not_stopped_by_the_minutes_of_a_config():
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_the_recipes_of_the_benchmark_load(name):
     load_config("confs/dtu-wmask.yaml", RECIPES[name])

@@ -61,6 +61,7 @@ def test_the_table_is_the_integral(cos_v, roughness):
 
 @pytest.mark.parametrize("roughness", [0.5, 1.0])
 @pytest.mark.parametrize("cos_v", [0.2, 0.8])
+@pytest.mark.slow
 def test_the_table_is_the_monte_carlo_integral(cos_v, roughness):
     assert looked_up(cos_v, roughness) == pytest.approx(monte_carlo(cos_v, roughness), abs=0.008)
 

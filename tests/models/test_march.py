@@ -86,6 +86,7 @@ def test_twin_is_the_slow_loop(levels, res, cone, jittered):
 
 @pytest.mark.parametrize("levels, res", [(1, 64), (1, 20), (1, 15), (2, 32), (3, 10), (3, 12), (2, 9)])
 @pytest.mark.parametrize("share", [0.02, 0.5])
+@pytest.mark.slow
 def test_warp_is_the_twin_to_the_last_bit(levels, res, share):
     rays, grid = make_rays(400, seed=res), make_grid(levels, res, share, seed=levels)
     jitter = torch.rand(400, generator=torch.Generator().manual_seed(2))

@@ -17,6 +17,8 @@ from tests import formats
 from utils.errors import UserError
 from utils.image import write_png
 
+pytestmark = pytest.mark.slow
+
 LOG = logging.getLogger("quiet")
 
 

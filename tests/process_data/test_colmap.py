@@ -32,6 +32,7 @@ def written():
     return formats.make(lens=(0.1, -0.05, 0.002, 0.001))
 
 
+@pytest.mark.slow
 def test_text_and_binary_are_the_same(tmp_path, written):
     a = load_scene(config(formats.write_colmap(tmp_path / "a", written)), log=LOG)
     b = load_scene(config(formats.write_colmap(tmp_path / "b", written, text=True)), log=LOG)
@@ -143,6 +144,7 @@ def damage(whole: bytes, rng) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layout", FILES)
+@pytest.mark.slow
 def test_damaged_files_never_end_in_a_traceback(layout, tmp_path):
     """50 seeded cases a layout: read as before or a UserError, within a second and some megabytes."""
     written = formats.make(n_views=4, hw=(24, 32), lens=() if layout == "dtu" else (0.05, -0.02))
@@ -169,6 +171,7 @@ def test_damaged_files_never_end_in_a_traceback(layout, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_numbers_of_any_kind_in_json(tmp_path):
     """Every number of a transforms.json replaced in turn by what numbers can be at their worst."""
     folder = formats.write_transforms(tmp_path, formats.make(n_views=4, hw=(24, 32), lens=(0.05, -0.02)))

@@ -13,6 +13,8 @@ from process_data import demo
 from process_data.demo import make_demo
 from utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 TINY = dict(n_views=6, width=40, height=30, seed=0, mesh_resolution=72)
 UP = 8  # subdivisions of a pixel in the reference rasteriser
 

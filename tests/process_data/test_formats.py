@@ -172,6 +172,7 @@ def test_blender_without_a_test_split_holds_views_out(tmp_path, caplog):
     assert scene.test == (0, 3) and "every 3-th training view" in caplog.text
 
 
+@pytest.mark.slow
 def test_transforms_per_frame_and_applied_transform(tmp_path):
     written = formats.make(lens=LENS)
     want = load_scene(config(formats.write_transforms(tmp_path / "a", written)), log=LOG)
@@ -189,6 +190,7 @@ def test_transforms_per_frame_and_applied_transform(tmp_path):
     torch.testing.assert_close(moved.cameras.c2w, want.cameras.c2w, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_resized_copy_of_the_images_is_the_same_scene(tmp_path, caplog):
     folder = formats.write_transforms(tmp_path, formats.make())
     want = load_scene(config(folder, img_downscale=2), log=LOG)
@@ -305,6 +307,7 @@ def test_points_of_transforms(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["points.zip", "points.glb", "points.ply"])
+@pytest.mark.slow
 def test_files_that_are_no_point_cloud(tmp_path, name, caplog, monkeypatch):
     folder = formats.write_transforms(tmp_path, formats.make(), more={"ply_file_path": name})
     (folder / name).write_bytes(b"PK\x03\x04" + bytes(100))
@@ -314,6 +317,7 @@ def test_files_that_are_no_point_cloud(tmp_path, name, caplog, monkeypatch):
     assert "continuing without points" in caplog.text
 
 
+@pytest.mark.slow
 def test_names_of_points_that_no_file_has(tmp_path):
     for name in ("\0", "a" * 5000, 3, "none.ply"):
         folder = formats.write_transforms(tmp_path, formats.make(n_views=4), more={"ply_file_path": name})
@@ -337,6 +341,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.mark.parametrize("name, views, held", [("spot_glossy", 72, 8), ("lego_400", 120, 20), ("fox", 50, 7)])
+@pytest.mark.slow
 def test_real_scenes_by_recognition(name, views, held):
     if not (DATA / name).is_dir():
         pytest.skip(f"../shared/data/{name} is absent")

@@ -125,6 +125,7 @@ def test_arrays_and_numbers_of_a_pickle(protocol, tmp_path):
     assert found[3] == [1, 2.0]
 
 
+@pytest.mark.slow
 def test_seeded_bit_flips_are_errors_or_scenes(tmp_path):
     folder = write_glossy(tmp_path / "s", world())
     path, rng = folder / "1-camera.pkl", np.random.default_rng(0)

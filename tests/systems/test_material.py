@@ -21,6 +21,8 @@ from utils.errors import UserError
 from utils.hdr import read_light, write_hdr
 from utils.image import read_raster, write_png
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "model.material.n_diffuse=12", "model.material.n_specular=12", "model.material.n_light=8", "model.material.n_diffuse_test=16", "model.material.n_specular_test=16", "model.material.n_light_test=8",
     "model.material.light_height=16", "model.material.hidden=32", "trainer.n_rays=1024", "trainer.max_rays=1024", "trainer.target_samples=16384",

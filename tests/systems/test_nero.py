@@ -19,6 +19,8 @@ from utils.errors import UserError
 from utils.image import read_rgb, write_png
 from utils.mesh import load_mesh
 
+pytestmark = pytest.mark.slow
+
 MAPS = ["albedo", "roughness", "metallic", "diffuse light", "specular light", "occlusion"]
 
 

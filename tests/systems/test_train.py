@@ -87,6 +87,7 @@ def test_the_rate_is_warmed_up_from_the_first_step(tiny_scene, tmp_path):
     assert rates[0] == pytest.approx(0.001) and rates[:5] == sorted(rates[:5]) and rates[5] == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_time_budget_resumes_on_its_clock(tiny_scene, tmp_path):
     """Progress, rate and schedules go on where they were, whatever the number of steps."""
     cfg = config(tiny_scene, tmp_path, "trainer.max_minutes=0.05", "trainer.max_steps=100000")
@@ -223,6 +224,7 @@ def test_one_bad_step_is_skipped_and_counted(tiny_scene, tmp_path, monkeypatch):
     assert all(torch.isfinite(p).all() for p in t.system.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_renders_the_same_on_the_other_backend(tiny_scene, tmp_path):
     from process_data.rays import view_rays
     from systems.build import restore_system
