@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from confs.effects import without_effect
 from confs.model import METHOD_CONFIGS, MethodConfig
-from confs.recipes import MASK_FREE, METHOD_DEFAULTS
+from confs.recipes import MASK_FREE, METHOD_DEFAULTS, PHOTOGRAPHED, POINTS_START
 from confs.schema import Config
 from utils.errors import UserError, suggestion
 
@@ -197,14 +197,14 @@ def _to_config(merged: DictConfig, method: str) -> Config:
     return config
 
 
-def _mask_free(merged: DictConfig, said: DictConfig, method: str) -> list[DictConfig]:
-    """The layer of MASK_FREE where the background is to be learned; logs each key that takes effect."""
-    recipe = _restricted(MASK_FREE, method)
+def _recipe(layer: dict, why: str, merged: DictConfig, said: DictConfig, method: str) -> list[DictConfig]:
+    """A layer of recipes.py below what the user said; logs each key that takes effect."""
+    recipe = _restricted(layer, method)
     taken = [key for key in _leaves(recipe) if OmegaConf.select(said, key) is None]
     created = OmegaConf.create(recipe)
     if taken:
         changes = (f"{key}={OmegaConf.select(created, key)} (was {OmegaConf.select(merged, key)})" for key in taken)
-        _say("learned background: " + ", ".join(changes))
+        _say(f"{why}: " + ", ".join(changes))
     return [created]
 
 
@@ -214,12 +214,17 @@ def _say(line: str, level: int = logging.INFO) -> None:
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), saved: str | None = None, masks: bool | None = None
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    saved: str | None = None,
+    masks: bool | None = None,
+    points: bool | None = None,
 ) -> Config:
     """Defaults of the schema, the method and the recipe; above them a saved config (YAML text of a checkpoint), a YAML file with
     its bases, `key=value` overrides; checked. What the user gave is never changed.
 
-    masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false.
+    masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false. points: whether it has points
+    of structure from motion with their views, where it is known; with them and without masks model.start becomes points.
     Raises UserError that names the key and, for a misspelt one, the nearest.
     """
     _register()
@@ -242,8 +247,16 @@ def load_config(
         merged = _merge(method, [*below, said, *facts])
         if merged.model.background == "auto":
             facts.append(OmegaConf.create({"model": {"background": "random" if merged.dataset.apply_mask else "learned"}}))
+        photographed = merged.dataset.name in PHOTOGRAPHED
+        for key, value in (("pose", photographed), ("appearance", "affine" if photographed else "none")):
+            if OmegaConf.select(merged.model, key) == "auto" and merged.dataset.name != "auto":
+                facts.append(OmegaConf.create({"model": {key: value}}))
         learned = OmegaConf.merge(merged, *facts).model.background == "learned"
-        recipe = _mask_free(merged, said, method) if learned and not saved else []
+        recipe = _recipe(MASK_FREE, "learned background", merged, said, method) if learned and not saved else []
+        if OmegaConf.select(merged.model, "start") == "auto" and points is not None:
+            facts.append(OmegaConf.create({"model": {"start": "points" if points and learned else "sphere"}}))
+        if OmegaConf.select(OmegaConf.merge(merged, *facts).model, "start") == "points" and not saved:
+            recipe += _recipe(POINTS_START, "start from points", OmegaConf.merge(merged, *recipe), said, method)
         merged = _merge(method, [*recipe, *below, said, *facts])
     except ConfigKeyError as error:
         raise _unknown(error.full_key or "", method) from None

@@ -142,10 +142,11 @@ class OccupancyConfig:
 @dataclass(frozen=True)
 class VarianceConfig:
     init: float = 0.3  # v at the start; inv_s = exp(10 v)
+    min_inv_s: Any = 0.001  # lower bound of inv_s, a geometric schedule: keeps photographs that disagree from dissolving the surface
     max_inv_s: Any = 20000.0  # upper bound of inv_s, a geometric schedule: [50, 20000, 0, 0.8] keeps the surface soft while its shape forms
 
     def __post_init__(self) -> None:
-        schedules("model.variance", self, "max_inv_s", log=True)
+        schedules("model.variance", self, "min_inv_s", "max_inv_s", log=True)
         cap = ramp(self.max_inv_s, log=True)
         check("model.variance", max_inv_s=(min(cap.start, cap.end) > 1, f"must exceed 1, got {self.max_inv_s}"))
 
@@ -279,6 +280,10 @@ class VolumeConfig(MethodConfig):
     samples_per_ray: Any = 256  # schedule; least step length = 2 sqrt(3) radius / this. A soft surface takes longer steps: 1 / (2 inv_s)
     samples_per_ray_test: int = 1024  # the same for pictures
     sampler: Literal["occupancy", "hierarchical", "proposal"] = "occupancy"  # hierarchical is NeuS's, proposal NeRF's
+    pose: Any = "auto"  # true: refine a rotation and a translation of each camera; auto: for photographs (confs/recipes.py: PHOTOGRAPHED)
+    appearance: Literal["auto", "none", "affine", "embedding"] = (
+        "auto"  # per photograph: an affine map of its colours (exposure, white balance), or a vector for the colour network; auto: as pose
+    )
     gradient_scaling: bool = False  # gradients times min(1, distance to the camera ^2): against floaters near cameras
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -291,6 +296,7 @@ class VolumeConfig(MethodConfig):
         other = "hierarchical" if self.name == "nerf" else "proposal"
         check(
             "model",
+            pose=(self.pose in ("auto", True, False), f"must be true, false or auto, got {self.pose}"),
             sampler=(self.sampler != other, f"{self.sampler} is not for model.name={self.name}; use occupancy"),
             samples_per_ray=(min(steps.start, steps.end) >= 16, f"must be at least 16, got {self.samples_per_ray}"),
             samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),
@@ -307,6 +313,9 @@ class VolumeConfig(MethodConfig):
 class SurfaceConfig(VolumeConfig):
     """Options of the methods whose geometry is an SDF."""
 
+    start: Literal["auto", "sphere", "points"] = (
+        "auto"  # the surface at step 0; points: fitted to those of structure from motion; auto: points without masks where there are any
+    )
     refine: float = 0.5  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
     cos_anneal_end: float = 0.25  # progress from which the true cosine is used
     sdf: SDFConfig = field(default_factory=SDFConfig)
@@ -337,6 +346,10 @@ class NeROConfig(SurfaceConfig):
 
     name: str = "nero-shape"
     shading: ShadingConfig = field(default_factory=ShadingConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("model", appearance=(self.appearance != "embedding", "embedding is for methods with a colour network; use affine"))
 
     @property
     def capabilities(self) -> frozenset[str]:

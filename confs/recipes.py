@@ -15,6 +15,9 @@ METHOD_DEFAULTS: dict[str, dict] = {
     "material": {"loss": {"eikonal": 0, "mask": 0, "interlevel": 0}},
 }
 
+# layouts of photographs whose cameras were estimated and whose exposures vary: model.pose and model.appearance are on
+PHOTOGRAPHED = ("colmap", "transforms")
+
 # model.background=learned: without silhouettes a surface forms anywhere, so a soft one fills the sphere for longer, and the
 # occupancy grid keeps it, in coarser cells. distortion_bg gains 2 dB on held-out pictures (docs/recipes.md).
 MASK_FREE = {
@@ -23,4 +26,12 @@ MASK_FREE = {
         "occupancy": {"threshold": 0.005, "resolution": 96},
     },
     "loss": {"mask": 0, "distortion_bg": 0.01},
+}
+
+# model.start=points: the surface is roughly known from the first step on, so it starts sharper and takes fewer samples
+POINTS_START = {
+    "model": {
+        "variance": {"min_inv_s": [150, 600, 0.1, 0.7], "max_inv_s": 20000},
+        "occupancy": {"threshold": 0.02, "resolution": 128},
+    },
 }

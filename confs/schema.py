@@ -99,6 +99,9 @@ class OptimConfig:
     lr_grid: float = 0.01  # hash table
     lr_background: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
+    lr_pose: Any = field(default_factory=lambda: [0.0002, 0.00001, 0.2, 0.9])  # model.pose: radians and radii a step, a geometric schedule
+    pose_begin: float = 0.05  # progress from which cameras are refined; before it the surface says little about them
+    lr_appearance: float = 0.002  # model.appearance
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     eps: float = 1e-15
@@ -107,11 +110,14 @@ class OptimConfig:
     decay_begin: float = 0.25  # progress at which the decay sets in
 
     def __post_init__(self) -> None:
+        schedules("optim", self, "lr_pose", log=True)
         check(
             "optim",
             lr=(self.lr > 0, f"must be positive, got {self.lr}"),
             lr_grid=(self.lr_grid > 0, f"must be positive, got {self.lr_grid}"),
             lr_background=(self.lr_background > 0, f"must be positive, got {self.lr_background}"),
+            pose_begin=(0 <= self.pose_begin < 1, f"must lie in [0, 1), got {self.pose_begin}"),
+            lr_appearance=(self.lr_appearance >= 0, f"must not be negative, got {self.lr_appearance}"),
             lr_variance=(self.lr_variance >= 0, f"must not be negative, got {self.lr_variance}"),
             betas=(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), f"must be two numbers in [0, 1), got {self.betas}"),
             warmup=(0 <= self.warmup < 1, f"must lie in [0, 1), got {self.warmup}"),

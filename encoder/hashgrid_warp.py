@@ -65,9 +65,14 @@ def fade_slope(f: float, smooth: int) -> float:
     return wp.where(smooth == 1, 6.0 * f * (1.0 - f), 1.0)
 
 
+@wp.func
+def fade_bend(f: float, smooth: int) -> float:
+    return wp.where(smooth == 1, 6.0 - 12.0 * f, 0.0)
+
+
 @functools.cache
 def kernels(n_features: int, half: bool = False) -> tuple:
-    """(forward, scatter, contract) for F features a level; `half`: the table holds float16 (CUDA)."""
+    """(forward, scatter, bend) for F features a level; `half`: the table holds float16 (CUDA)."""
     vec = wp.types.vector(length=n_features, dtype=wp.float32)
     store = wp.types.vector(length=n_features, dtype=wp.float16) if half else vec
 
@@ -185,7 +190,54 @@ def kernels(n_features: int, half: bool = False) -> tuple:
                 add(out, offset + r[6], value * (vx * p11))
                 add(out, offset + r[7], value * (wx * p11))
 
-    return forward, scatter
+    @wp.func
+    def along(table: wp.array(dtype=store), i: int, g: vec):
+        return wp.dot(load(table, i), g)
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def bend(
+        x: wp.array(dtype=wp.vec3), table: wp.array(dtype=store), scales: wp.array(dtype=float), shape: wp.array2d(dtype=int),
+        smooth: int, start: int, stop: int, run: int, n_levels: int, h: wp.array(dtype=wp.vec3), g_y: wp.array2d(dtype=float),
+        out: wp.array(dtype=wp.vec3),
+    ):  # fmt: skip
+        begin = start + wp.tid() * run
+        end = wp.min(begin + run, stop)
+        for i in range(begin, end):
+            out[i] = wp.vec3(0.0, 0.0, 0.0)
+        for level in range(n_levels):
+            scale, res, rows, offset, dense = scales[level], shape[level, 0], shape[level, 1], shape[level, 2], shape[level, 3]
+            for i in range(begin, end):
+                p = x[i]
+                qx, qy, qz = in_lattice(p[0], scale), in_lattice(p[1], scale), in_lattice(p[2], scale)
+                cx, cy, cz = int(qx), int(qy), int(qz)
+                fx, fy, fz = qx - float(cx), qy - float(cy), qz - float(cz)
+                wx, wy, wz = fade(fx, smooth), fade(fy, smooth), fade(fz, smooth)
+                r = corner_rows(cx, cy, cz, res, rows, offset, dense)
+                g = vec()
+                for f in range(wp.static(n_features)):
+                    g[f] = g_y[level * wp.static(n_features) + f, i]
+                s000, s100 = along(table, offset + r[0], g), along(table, offset + r[1], g)
+                s010, s110 = along(table, offset + r[2], g), along(table, offset + r[3], g)
+                s001, s101 = along(table, offset + r[4], g), along(table, offset + r[5], g)
+                s011, s111 = along(table, offset + r[6], g), along(table, offset + r[7], g)
+                x00, x10, x01, x11 = s100 - s000, s110 - s010, s101 - s001, s111 - s011
+                u, v = x00 + (x10 - x00) * wy, x01 + (x11 - x01) * wy
+                y0 = (s010 - s000) + (x10 - x00) * wx
+                y1 = (s011 - s001) + (x11 - x01) * wx
+                z = (s001 + x01 * wx + y1 * wy) - (s000 + x00 * wx + y0 * wy)
+                sx, sy, sz = fade_slope(fx, smooth), fade_slope(fy, smooth), fade_slope(fz, smooth)
+                xx = (u + (v - u) * wz) * fade_bend(fx, smooth)
+                yy = (y0 + (y1 - y0) * wz) * fade_bend(fy, smooth)
+                zz = z * fade_bend(fz, smooth)
+                xy = ((x10 - x00) + ((x11 - x01) - (x10 - x00)) * wz) * (sx * sy)
+                xz = (v - u) * (sx * sz)
+                yz = (y1 - y0) * (sy * sz)
+                d = h[i] * (scale * scale)
+                out[i] = out[i] + wp.vec3(
+                    xx * d[0] + xy * d[1] + xz * d[2], xy * d[0] + yy * d[1] + yz * d[2], xz * d[0] + yz * d[1] + zz * d[2]
+                )
+
+    return forward, scatter, bend
 
 
 @wp.kernel(module="unique", enable_backward=False)
@@ -229,7 +281,7 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
     y = make(spec.width, n, device=x.device)
     jac = make(spec.width, 3, n, device=x.device) if with_jacobian else None
     if n and n_levels:
-        kernel, _ = kernels(spec.n_features, half)
+        kernel, _, _ = kernels(spec.n_features, half)
         store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if half else wp.float32)
         scales, shape = _shape(spec, x.device)
         fixed = [
@@ -258,7 +310,7 @@ def scatter(
     """
     n = len(x)
     if n and n_levels and (d_y is not None or d_x is not None):
-        _, kernel = kernels(spec.n_features)
+        _, kernel, _ = kernels(spec.n_features)
         scales, shape = _shape(spec, x.device)
         fixed = [
             warp_launch.array(x, wp.vec3),
@@ -280,6 +332,27 @@ def scatter(
             warp_launch.launch(kernel, (count, blocks), [*fixed, run, first, parts, *tail], x.device)
 
         warp_launch.run([functools.partial(part, first) for first in range(parts)])
+    return out
+
+
+def bend(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, h: Tensor, g_y: Tensor) -> Tensor:
+    """The gradient [N, 3] of <h, J^T g_y> by the points x [N, 3], at fixed h [N, 3] and g_y [L * F, N]: the grid's second derivative."""
+    n = len(x)
+    out = torch.zeros(n, 3, device=x.device)
+    if n and n_levels:
+        table = table.half() if spec.half else table
+        _, _, kernel = kernels(spec.n_features, spec.half)
+        store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if spec.half else wp.float32)
+        scales, shape = _shape(spec, x.device)
+        fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(table, store), warp_launch.array(scales, wp.float32)]
+        fixed += [warp_launch.array(shape, wp.int32), int(spec.smoothstep)]
+        tail = [n_levels, warp_launch.array(h, wp.vec3), warp_launch.array(g_y, wp.float32), warp_launch.array(out, wp.vec3)]
+
+        def part(start: int, stop: int) -> None:
+            run = 1 if x.device.type == "cuda" else 1024
+            warp_launch.launch(kernel, -(-(stop - start) // run), [*fixed, start, stop, run, *tail], x.device)
+
+        warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n, x.device)])
     return out
 
 
@@ -310,7 +383,7 @@ def _jac(kernel: object, jac: Tensor, other: object, out: object) -> None:
 
 
 class _Encode(torch.autograd.Function):
-    """y(x, table) as [L * F, N], once and twice differentiable as analytic normals need (not twice by x)."""
+    """y(x, table) as [L * F, N], once and twice differentiable."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int) -> Tensor:
@@ -353,10 +426,11 @@ class _EncodeBackward(torch.autograd.Function):
             return (None,) * 7
         h = h.contiguous()
         d_table = scatter(x, ctx.spec, ctx.n_levels, None, h, d_y, torch.zeros_like(table)) if ctx.needs_input_grad[2] else None
-        return jac_right(jac, h), None, d_table, None, None, None, None
+        d_x = bend(x, table, ctx.spec, ctx.n_levels, h, d_y) if ctx.needs_input_grad[1] else None
+        return jac_right(jac, h), d_x, d_table, None, None, None, None
 
 
 def encode_warp(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | None = None) -> Tensor:
-    """`encode_torch` by Warp kernels (float32). Second derivatives: table and incoming gradient, not the position."""
+    """`encode_torch` by Warp kernels (float32), with its first and second derivatives."""
     # the view gives the table a node of its own that can be queried (`_needed`)
     return _Encode.apply(x.contiguous(), table.view_as(table), spec, spec.n_levels if n_levels is None else n_levels).T

@@ -44,10 +44,13 @@ class Background(nn.Module):
         self.estimator = PropNetEstimator(floor=UNIFORM)
 
     def forward(self, rays: Rays, opacity: Tensor, context: RenderContext) -> BackgroundOutput:
-        """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE, or all (context.full_background)."""
+        """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE, or all (context.full_background).
+
+        Cameras get no gradient through the background: it is blurred where few views see it.
+        """
         with torch.no_grad():
             chosen = torch.nonzero((opacity < OPAQUE) | context.full_background)[:, 0]
-            some = rays[chosen]
+            some = rays[chosen]  # without gradient
             beside = BESIDE * -(some.origins * some.dirs).sum(-1)  # of the distance to the point nearest the centre
             start = torch.where(some.near < some.far, some.far, torch.maximum(beside, some.near)).clamp(min=1e-2)
             end = torch.full_like(start, self.cfg.far * self.field.radius)
@@ -66,7 +69,8 @@ class Background(nn.Module):
         density, feature = self.field(x.reshape(-1, 3), open_levels(self.field.encoding, self.levels, context.progress))
         density = density.view(x.shape[:2]) * self.contracted_share(some, proposals.t_starts, proposals.t_ends)
         weights = dense_weights(density, proposals.t_starts, proposals.t_ends, opaque_end=True)
-        dirs = self.radiance.encode_dirs(some.dirs)
+        embedding = None if context.embedding is None else context.embedding.index_select(0, chosen)
+        dirs = self.radiance.encode_dirs(some.dirs, embedding)
         dirs = dirs[:, None].expand(-1, n_samples, -1).reshape(len(feature), dirs.shape[-1])
         colour = self.radiance(feature, None, dirs).view(*x.shape[:2], 3)
         rgb = (weights[..., None] * colour).sum(1)

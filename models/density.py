@@ -13,9 +13,10 @@ class Variance(nn.Module):
         super().__init__()
         self.v = nn.Parameter(torch.tensor(float(init)))
 
-    def forward(self, most: float = float("inf")) -> Tensor:
-        """inv_s, a scalar tensor in 1 / unit-sphere units, at most `most`: a bound that rises slowly keeps the surface soft at first."""
-        return torch.exp(10 * self.v).clamp(1e-6, most)
+    def forward(self, most: float = float("inf"), least: float = 1e-6) -> Tensor:
+        """inv_s, a scalar tensor in 1 / unit-sphere units, from `least` to `most`: an upper bound that rises slowly keeps the surface soft
+        at first, a lower one that rises makes it sharp in the end."""
+        return torch.exp(10 * self.v).clamp(max(1e-6, least), most)
 
 
 def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float, within: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,9 @@ from models.proposal import ProposalSamples
 from utils.rays import FieldOutput, Rays, Render, Samples
 
 if TYPE_CHECKING:
+    from models.appearance import Appearance
     from models.background import Background, BackgroundOutput
+    from models.pose import CameraRefinement
     from models.shading import ShadingOutput
 
 
@@ -29,9 +31,11 @@ class RenderContext:
     training: bool  # stratified samples and gradients; else a picture, without random numbers
     levels: float  # open levels of the position encoding
     step: float  # least length of an interval, in the unit sphere's frame
-    max_inv_s: float  # upper bound of the sharpness
+    min_inv_s: float  # lower and ...
+    max_inv_s: float  # ... upper bound of the sharpness
     background: Tensor  # [3] or [R, 3] sRGB behind the object; a learned background replaces it
     jitter: Tensor | None = None  # [R] in [0, 1): shift of a ray's samples, in steps
+    embedding: Tensor | None = None  # [R, width] of the photographs of the rays (model.appearance=embedding); None: their mean
     extra: Tensor | None = None  # [P, 3] further points at which to evaluate the field, in the same pass through the network
     full_background: bool = False  # evaluate the learned background also where the object hides it
 
@@ -74,12 +78,15 @@ class Method(nn.Module, ABC):
     shown: tuple[str, ...] = ("psnr",)  # figures of `stats` on the progress bar
     sampler: Sampler | None  # where samples are chosen
     background: "Background | None"  # the learned background
+    pose: "CameraRefinement | None"  # the refinement of the cameras
+    appearance: "Appearance | None"  # exposure and white balance of the photographs
     composite_backend: str
 
     def __init__(self, cfg: MethodConfig):
         super().__init__()
         self.cfg, self.radius = cfg, cfg.radius
         self.sampler, self.background, self.composite_backend = None, None, "torch"
+        self.pose, self.appearance = None, None
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -113,6 +120,10 @@ class Method(nn.Module, ABC):
     def max_inv_s_at(self, progress: float) -> float:
         """Upper bound of the sharpness."""
         return float("inf")
+
+    def min_inv_s_at(self, progress: float) -> float:
+        """Lower bound of the sharpness."""
+        return 0.0
 
     def before_step(self, step: int, context: RenderContext) -> None:
         """Refresh the sampler before training step `step`."""
@@ -156,14 +167,14 @@ class Method(nn.Module, ABC):
 
     def context(
         self, progress: float = 1.0, training: bool = False, background: Tensor | None = None, jitter: Tensor | None = None,
-        extra: Tensor | None = None, full_background: bool = False,
+        extra: Tensor | None = None, full_background: bool = False, embedding: Tensor | None = None,
     ) -> RenderContext:  # fmt: skip
         """The context of a render at this progress; background black unless given."""
         if background is None:
             background = next(self.parameters()).new_zeros(3)
         return RenderContext(
-            progress, training, self.levels_at(progress), self.step_at(progress, training), self.max_inv_s_at(progress), background, jitter,
-            extra, full_background,
+            progress, training, self.levels_at(progress), self.step_at(progress, training), self.min_inv_s_at(progress),
+            self.max_inv_s_at(progress), background, jitter, embedding, extra, full_background,
         )  # fmt: skip
 
     def composited(self, rgb: Tensor, opacity: Tensor, rays: Rays, context: RenderContext) -> "tuple[Tensor, BackgroundOutput | None]":

@@ -93,7 +93,7 @@ class NeRF(Method):
         blur = cone_variance(dirs, samples.t_starts, samples.t_ends, self.cone) if self.cone else None
         sigma, feature = self.field(points, context.levels, blur)
 
-        colour = self.radiance(feature, None, self.radiance.encode_dirs(rays.dirs).index_select(0, index))
+        colour = self.radiance(feature, None, self.radiance.encode_dirs(rays.dirs, context.embedding).index_select(0, index))
         if self.cfg.gradient_scaling:
             sigma, colour = scale_gradient(samples.t_mid, sigma, colour)
         weights, _ = weights_from_density(

@@ -66,7 +66,9 @@ class NeROShape(NeuS):
     cfg: NeROConfig  # type: ignore[assignment]
     radiance: SplitSumShader
 
-    def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
+    def colour(
+        self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor, context: RenderContext
+    ) -> Tensor:
         """sRGB [S, 3]. A sample that is not shaded takes the colour of its ray, which leaves its opacity without a colour gradient."""
         index = samples.ray_indices
         if self.cfg.shading.deferred:
@@ -116,7 +118,7 @@ class NeROShape(NeuS):
             dirs = rays.dirs[hit]
             reflected = F.normalize(dirs - 2 * (dirs * normal).sum(-1, keepdim=True) * normal, dim=-1, eps=1e-6)
             marched = occlusion_probability(
-                lambda x: self.sdf_at(x, context), points, reflected, self.variance(context.max_inv_s), self.radius, *shading.occlusion_samples
+                lambda x: self.sdf_at(x, context), points, reflected, self.inv_s(context), self.radius, *shading.occlusion_samples
             )  # fmt: skip
         return self.radiance.occlusion(points, reflected), marched
 

@@ -44,7 +44,7 @@ class NeuS(Method):
         self.sdf, self.radiance, self.variance = sdf, radiance, Variance(cfg.variance.init)
         self.sampler, self.background, self.composite_backend = sampler, background, composite_backend
         self.levels, self.steps = ramp(levels), step_lengths(cfg)
-        self.max_inv_s = ramp(cfg.variance.max_inv_s, log=True)
+        self.min_inv_s, self.max_inv_s = ramp(cfg.variance.min_inv_s, log=True), ramp(cfg.variance.max_inv_s, log=True)
 
     # ------------------------------------------------------------------ schedules
 
@@ -54,8 +54,15 @@ class NeuS(Method):
     def step_at(self, progress: float, training: bool) -> float:
         return self.steps(progress, training)
 
+    def min_inv_s_at(self, progress: float) -> float:
+        return self.min_inv_s(progress)
+
     def max_inv_s_at(self, progress: float) -> float:
         return self.max_inv_s(progress)
+
+    def inv_s(self, context: RenderContext) -> Tensor:
+        """The sharpness within its bounds."""
+        return self.variance(context.max_inv_s, context.min_inv_s)
 
     def anneal(self, progress: float) -> float:
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
@@ -64,12 +71,12 @@ class NeuS(Method):
     def step_length(self, context: RenderContext) -> float:
         """Half the width over which the surface is smeared, between context.step and 5 % of the radius."""
         least = context.step
-        return float((0.5 / self.variance(context.max_inv_s)).clamp(least, max(least, 0.05 * self.radius)))
+        return float((0.5 / self.inv_s(context)).clamp(least, max(least, 0.05 * self.radius)))
 
     @torch.no_grad()
     def before_step(self, step: int, context: RenderContext) -> None:
         """Refresh the occupancy grid with the density relative to that on the surface, within the margin of each point."""
-        inv_s = self.variance(context.max_inv_s)
+        inv_s = self.inv_s(context)
         reach = self.sampler.margin * self.sampler.cell if isinstance(self.sampler, OccupancyGrid) else 0.0
 
         def occupancy(x: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ class NeuS(Method):
 
     def render(self, rays: Rays, context: RenderContext) -> RenderOutput:
         """Render R rays over context.background, or over the learned background where there is one."""
-        inv_s, length = self.variance(context.max_inv_s), self.step_length(context)
+        inv_s, length = self.inv_s(context), self.step_length(context)
         samples, _ = self.sampler.sample(rays, length, context.jitter, lambda x: self.sdf.sdf(x, context.levels))
         if self.refine <= context.progress and self.refine < 1 and length * inv_s > LONG:
             samples = self.to_crossings(rays, samples, context.levels)
@@ -96,7 +103,7 @@ class NeuS(Method):
         cosine = (dirs * normal).sum(-1)
         within = None if samples.at is None else t - samples.t_starts
         alpha = neus_alpha(field.sdf, cosine, samples.t_ends - samples.t_starts, inv_s, self.anneal(context.progress), within)
-        colour = self.colour(rays, samples, points, field, normal, alpha)
+        colour = self.colour(rays, samples, points, field, normal, alpha, context)
         if self.cfg.gradient_scaling:
             alpha, colour = scale_gradient(t, alpha, colour)
 
@@ -107,10 +114,12 @@ class NeuS(Method):
         render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
         return RenderOutput(render, samples, weights, field, extra, background)
 
-    def colour(self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor) -> Tensor:
+    def colour(
+        self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor, context: RenderContext
+    ) -> Tensor:
         """sRGB [S, 3] of samples at points [S, 3] with unit normals [S, 3] and opacities alpha [S]."""
         assert isinstance(self.radiance, RadianceNetwork)
-        encoded = self.radiance.encode_dirs(rays.dirs).index_select(0, samples.ray_indices)
+        encoded = self.radiance.encode_dirs(rays.dirs, context.embedding).index_select(0, samples.ray_indices)
         return self.radiance(field.feature, normal, encoded)
 
     @torch.no_grad()
@@ -162,7 +171,7 @@ class NeuS(Method):
         return [{"name": "variance", "params": list(self.variance.parameters()), "lr": optim.lr_variance, "weight_decay": 0.0}]
 
     def stats(self, context: RenderContext) -> dict[str, float]:
-        return {"levels": context.levels, "inv_s": float(self.variance(context.max_inv_s).detach())}
+        return {"levels": context.levels, "inv_s": float(self.inv_s(context).detach())}
 
     def diagnosis(self) -> str:
-        return f"inv_s {float(self.variance(self.max_inv_s(1.0)).detach()):.0f}, occupied {self.sampler.share:.2%}"
+        return f"inv_s {float(self.variance(self.max_inv_s(1.0), self.min_inv_s(1.0)).detach()):.0f}, occupied {self.sampler.share:.2%}"

@@ -21,17 +21,23 @@ def direction_encoding(cfg: RadianceConfig) -> Encoding | None:
 class RadianceNetwork(nn.Module):
     """(feature [S, F], normal [S, 3] or None, encoded direction [S, width]) -> sRGB colour [S, 3] in (0, 1).
 
-    encoding: of the view direction; None makes the colour independent of the view.
+    encoding: of the view direction; None makes the colour independent of the view. n_embedding: length of a photograph's vector
+    (NeRF in the Wild, 2021), which follows the encoded direction.
     """
 
-    def __init__(self, n_features: int, encoding: Encoding | None, *, hidden: int, layers: int, use_normal: bool = True):
+    def __init__(
+        self, n_features: int, encoding: Encoding | None, *, hidden: int, layers: int, use_normal: bool = True, n_embedding: int = 0
+    ):
         super().__init__()
-        self.encoding = encoding
-        self.net = mlp(n_features + 3 * use_normal + (encoding.width if encoding else 0), hidden, layers, 3)
+        self.encoding, self.n_embedding = encoding, n_embedding
+        self.net = mlp(n_features + 3 * use_normal + (encoding.width if encoding else 0) + n_embedding, hidden, layers, 3)
 
-    def encode_dirs(self, dirs: Tensor) -> Tensor:
-        """Unit directions [N, 3] -> [N, width]; width 0 without an encoding."""
-        return self.encoding(dirs) if self.encoding else dirs[:, :0]
+    def encode_dirs(self, dirs: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Unit directions [N, 3] and vectors [N, n_embedding] (None: 0) -> [N, width + n_embedding]; width 0 without an encoding."""
+        encoded = self.encoding(dirs) if self.encoding else dirs[:, :0]
+        if not self.n_embedding:
+            return encoded
+        return torch.cat([encoded, dirs.new_zeros(len(dirs), self.n_embedding) if embedding is None else embedding], 1)
 
     def forward(self, feature: Tensor, normal: Tensor | None, encoded_dirs: Tensor) -> Tensor:
         """encoded_dirs [S, width]: `encode_dirs` of the ray directions, computed once a ray, not once a sample."""

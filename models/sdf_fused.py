@@ -3,7 +3,7 @@
 Forward: h_0 = [x, y] W_0' + b_0, a_k = f(h_k), s_k = f'(h_k), h_{k+1} = a_k W_{k+1}' + b_{k+1}, out = a_n W'.
 The sdf's gradient runs back through p_k = v_k s_k, v_{k-1} = p_k W_k from v_n = the sdf's row of the last weights, and
 ends in grad = p_0 W_0 [1; J], J the grid's Jacobian. Backward differentiates both chains: the table is read once forward
-and written once backward. `SDFNetwork.forward_torch` is the twin.
+and written once backward (and read once more where the points need a gradient: cameras that are refined). `SDFNetwork.forward_torch` is the twin.
 """
 
 import torch
@@ -15,7 +15,7 @@ from models.network import ACTIVATIONS
 
 
 class FusedSDF(torch.autograd.Function):
-    """(x [S, 3], table, ..., W_0, b_0, ..., W, b) -> (out [S, 1 + F], grad [S, 3], y [L * F, S]); x gets none."""
+    """(x [S, 3], table, ..., W_0, b_0, ..., W, b) -> (out [S, 1 + F], grad [S, 3], y [L * F, S])."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, radius: float, activation: str, *weights: Tensor):
@@ -90,4 +90,8 @@ class FusedSDF(torch.autograd.Function):
         if d_seen is not None:
             d_y += d_seen
         d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
-        return None, d_table, None, None, None, None, *d_w
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_unit = hashgrid_warp.jac_left(jac, d_y).add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y))
+            d_x = d_unit.mul_(1 / (2 * ctx.radius)).addmm_(d_h, w[0][:, :3])
+        return d_x, d_table, None, None, None, None, *d_w

@@ -51,6 +51,7 @@ class Capture:
     test: tuple[int, ...] | None = None  # held-out views of the split in the files; None: every cfg.hold_every-th view
     given: np.ndarray | None = None  # [4, 4] unit sphere to world, a region of interest in the files
     auto_up: str = "given"  # the meaning of dataset.up=auto
+    tracks: np.ndarray | None = None  # [M, 2] pairs (point, view): the views that see each point
     read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
 
 
@@ -257,4 +258,5 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         names=tuple(view.name for view in capture.views),
         test_background="image" if masks is None or not cfg.apply_mask else "white" if from_alpha else "black",
         points=points,
+        tracks=None if points is None or capture.tracks is None else torch.from_numpy(capture.tracks),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from confs.schema import DatasetConfig
 from process_data.capture import Capture, View, assemble, checked_intrinsics, masks_complete
-from process_data.colmap_files import Camera, Image, good_points, read_cameras, read_images, read_points
+from process_data.colmap_files import Camera, Image, good_points, point_tracks, read_cameras, read_images, read_points
 from process_data.files import find_image, find_mask
 from process_data.lens import Lens
 from process_data.points import read_ply_points
@@ -73,8 +73,8 @@ def pose_of(image: Image, where: str) -> np.ndarray:
     return np.concatenate([R.T, -R.T @ t[:, None]], 1)
 
 
-def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) -> list[View]:
-    """The views whose images exist, with a warning for the others. Raises UserError."""
+def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) -> tuple[list[View], dict[int, int]]:
+    """(the views whose images exist, {image id: view}), with a warning for the others. Raises UserError."""
     cameras_path, images_path = _file(folder, "cameras"), _file(folder, "images")
     if cameras_path is None or images_path is None:
         raise UserError(f"{folder}: expected cameras and images, .bin or .txt; export the reconstruction again")
@@ -83,7 +83,7 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
         raise UserError(f"{images_path}: no registered images; the reconstruction failed: take more photographs that overlap")
     bases = [root / f for f in IMAGE_FOLDERS if (root / f).is_dir()]
     masks = [root / f for f in MASK_FOLDERS if (root / f).is_dir()] if cfg.masks else []
-    views, problems, missing, models = [], [], [], {}
+    views, numbers, problems, missing, models = [], {}, [], [], {}
     for image in images:
         path = next((p for p in (find_image(base, image.name) for base in bases) if p), None)
         if path is None:
@@ -103,6 +103,7 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
             if str(error) not in problems:
                 problems.append(str(error))
             continue
+        numbers[image.number] = len(views)
         views.append(View(image.name, path, K, (camera.width, camera.height), pose, lens, find_mask(masks, image.name)))
     raise_all(problems)
     if not views:
@@ -111,7 +112,7 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
         )
     if missing:
         log.warning("%s: %d of %d images are missing (first: %s); they are left out", root, len(missing), len(images), missing[0][:200])
-    return views
+    return views, numbers
 
 
 def object_points(path: Path) -> np.ndarray:
@@ -130,14 +131,15 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
         raise UserError(
             f"{root}: no sparse/0 with cameras.bin and images.bin (or .txt); run structure from motion: python run.py --photos {root}"
         )
-    views = _views(root, folder, cfg, log)
+    views, numbers = _views(root, folder, cfg, log)
     masks_complete(views, root, "masks")
     path = _file(folder, "points3D")
-    points = good_points(read_points(path)) if path else None
+    good = good_points(read_points(path)) if path else []
+    points, tracks = (np.array([p.xyz for p in good]), point_tracks(good, numbers)) if good else (None, None)
     if (root / OBJECT).is_file():
-        points = object_points(root / OBJECT)
+        points, tracks = object_points(root / OBJECT), None
     log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
-    return Capture(root, views, points, auto_up="cameras")
+    return Capture(root, views, points, auto_up="cameras", tracks=tracks)
 
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

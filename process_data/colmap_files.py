@@ -36,6 +36,7 @@ class Image:
     camera: int
     quaternion: tuple[float, float, float, float]  # w, x, y, z: world to camera
     shift: tuple[float, float, float]
+    number: int = -1  # its id, to which the tracks of points refer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Point:
     xyz: tuple[float, float, float]
     error: float  # pixels; negative: unknown
     track: int  # number of images with an observation
+    images: tuple[int, ...] = ()  # their ids
 
 
 class _Bytes:
@@ -151,14 +153,14 @@ def read_images(path: Path) -> list[Image]:
                 continue
             try:
                 w, x, y, z, *shift = map(float, words[1:8])
-                images.append(Image(words[9].strip(), int(words[8]), (w, x, y, z), (shift[0], shift[1], shift[2])))
+                images.append(Image(words[9].strip(), int(words[8]), (w, x, y, z), (shift[0], shift[1], shift[2]), int(words[0])))
             except (ValueError, IndexError):
                 raise _bad(path, line) from None
     else:
         data = _Bytes(path)
         for _ in range(data.count(73)):
-            _, w, x, y, z, *shift, camera = data.take("i7di")
-            images.append(Image(data.name(), camera, (w, x, y, z), (shift[0], shift[1], shift[2])))
+            number, w, x, y, z, *shift, camera = data.take("i7di")
+            images.append(Image(data.name(), camera, (w, x, y, z), (shift[0], shift[1], shift[2]), number))
             data.skip(24 * data.take("Q")[0])
     return sorted(images, key=lambda image: image.name)
 
@@ -170,21 +172,25 @@ def read_points(path: Path) -> list[Point]:
         for line, words in _records(path, 8):
             try:
                 x, y, z = map(float, words[1:4])
-                points.append(Point((x, y, z), float(words[7]), (len(words) - 8) // 2))
+                points.append(Point((x, y, z), float(words[7]), (len(words) - 8) // 2, tuple(map(int, words[8:-1:2]))))
             except ValueError:
                 raise _bad(path, line) from None
     else:
         data = _Bytes(path)
         for _ in range(data.count(51)):
             _, x, y, z, _, _, _, error, track = data.take("Q3d3BdQ")
-            points.append(Point((x, y, z), error, track))
-            data.skip(8 * track)
+            points.append(Point((x, y, z), error, track, data.take(f"{2 * track}i")[::2]))
     return points
 
 
-def good_points(points: list[Point], least_track: int = 3, most_error: float = 2.0) -> np.ndarray | None:
-    """[P, 3] float64: points with enough observations and a small reprojection error (all when fewer than 10); None when fewer than 10."""
-    kept = [p.xyz for p in points if p.track >= least_track and p.error <= most_error]
-    array = np.array(kept if len(kept) >= 10 else [p.xyz for p in points], np.float64).reshape(-1, 3)
-    array = array[np.isfinite(array).all(1) & (np.abs(array) < 1e12).all(1)]
-    return array if len(array) >= 10 else None
+def good_points(points: list[Point], least_track: int = 3, most_error: float = 2.0) -> list[Point]:
+    """Points with enough observations and a small reprojection error (all when fewer than 10); none when fewer than 10."""
+    kept = [p for p in points if p.track >= least_track and p.error <= most_error]
+    kept = [p for p in (kept if len(kept) >= 10 else points) if all(math.isfinite(v) and abs(v) < 1e12 for v in p.xyz)]
+    return kept if len(kept) >= 10 else []
+
+
+def point_tracks(points: list[Point], images: dict[int, int]) -> np.ndarray:
+    """[M, 2] int64, pairs (point, view): the views that see each point. images: {image id: view}."""
+    pairs = [(k, images[i]) for k, p in enumerate(points) for i in sorted(set(p.images)) if i in images]
+    return np.array(pairs, np.int64).reshape(-1, 2)

@@ -10,23 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from process_data.edges import scene_edges
-from utils.rays import Cameras, RayBatch, Rays, Scene
+from utils.rays import Cameras, RayBatch, Rays, Scene, sphere_span
 
-NEAR = 0.05  # closest sample to a camera inside the sphere
 N_POINTS = 512  # structure-from-motion points that come with a batch
-
-
-def sphere_span(origins: Tensor, dirs: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """(near, far) [R] of unit-length rays through |x| = radius, near >= NEAR; near = 1, far = 0 for rays that miss it.
-
-    The half chord is taken at the ray's closest point to the centre, which loses no digits for distant cameras.
-    """
-    middle = -(origins * dirs).sum(-1)
-    closest = origins + middle[:, None] * dirs
-    half = (radius**2 - (closest * closest).sum(-1)).clamp(min=0).sqrt()
-    near, far = (middle - half).clamp(min=NEAR), middle + half
-    hit = (half > 0) & (far > near)
-    return torch.where(hit, near, 1.0), torch.where(hit, far, 0.0)
 
 
 def make_rays(cameras: Cameras, view: Tensor, uv: Tensor, radius: float) -> Rays:

@@ -1,7 +1,7 @@
 """The system of a method: truth over a background, weighted loss terms, views in chunks. The trainer uses this class alone."""
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,9 @@ class RaySystem:
             if what and (weight.start or weight.end):
                 log.warning("loss.%s has no effect: %s has no %s", name, scene.name, what)
 
+    def begin(self, scene: Scene) -> None:
+        """Before the first step of a run (not of a resumed one)."""
+
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
         """What `--mesh` writes; returns the mesh in world units."""
         return export_mesh(self, scene, self.cfg, run, self.device)
@@ -83,13 +86,15 @@ class RaySystem:
         o = self.cfg.optim
         background = [table for m in self.model.modules() if isinstance(m, Background) for table in hash_tables(m)]
         own = self.model.own_groups(o)
-        taken = {id(p) for p in background} | {id(p) for group in own for p in group["params"]}
+        parts = (("pose", self.model.pose, ramp(o.lr_pose, log=True).start), ("appearance", self.model.appearance, o.lr_appearance))
+        photographs = [{"name": k, "params": list(m.parameters()), "lr": lr, "weight_decay": 0.0} for k, m, lr in parts if m is not None]
+        taken = {id(p) for p in background} | {id(p) for group in [*own, *photographs] for p in group["params"]}
         tables = [p for p in hash_tables(self.model) if id(p) not in taken]
         taken |= {id(p) for p in tables}
         networks = [p for p in self.model.parameters() if id(p) not in taken]
         lazy = [("grid", tables, o.lr_grid), ("background", background, o.lr_background)]
         grids = [{"name": name, "params": p, "lr": lr, "weight_decay": 0.0, "lazy": True} for name, p, lr in lazy if p]
-        return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own]
+        return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own, *photographs]
 
     def before_step(self, step: int, progress: float) -> None:
         """Refresh the sampler."""
@@ -103,11 +108,26 @@ class RaySystem:
         if self.cfg.dataset.apply_mask and batch.mask is not None:
             truth = truth * batch.mask[:, None] + background * (1 - batch.mask[:, None])
         jitter = torch.rand(len(batch.rays), device=self.device)
-        context = self.model.context(progress, True, background, jitter, self._extra_points(weight))
+        appearance, pose = self.model.appearance, self.model.pose
+        embedding = None if appearance is None else appearance.embedding(batch.view)
+        context = self.model.context(progress, True, background, jitter, self._extra_points(weight), embedding=embedding)
+        if pose is not None and progress >= self.cfg.optim.pose_begin:
+            batch = replace(batch, rays=pose.refine(batch.rays, batch.view, self.cfg.model.radius))
         output = self.model.render(batch.rays, context)
+        if appearance is not None:
+            output = replace(output, render=self.photographed(output.render, batch.view, background))
         terms = weighted_terms(LossInputs(batch, truth, output, self.model, self.cfg.loss, context), weight)
         self._note(output, truth, context)
         return terms
+
+    def photographed(self, render: Render, view: Tensor, background: Tensor) -> Render:
+        """The render [R] with the exposure and white balance of photographs view [R]; a constant background [R, 3] is no part of them."""
+        appearance = self.model.appearance
+        assert appearance is not None
+        if self.model.background is not None:
+            return replace(render, rgb=appearance.photographed(render.rgb, 1.0, view))
+        behind = (1 - render.opacity)[:, None] * background
+        return replace(render, rgb=appearance.photographed(render.rgb - behind, render.opacity, view) + behind)
 
     def _train_background(self, n: int) -> Tensor:
         """[n, 3]; a learned background replaces it."""
@@ -136,6 +156,8 @@ class RaySystem:
             "samples_per_ray": samples / max(n, 1),
             **self.model.stats(context),
         }
+        if self.model.pose is not None:
+            self.stats["pose_degrees"], self.stats["pose_shift"] = self.model.pose.largest()
         if output.background is not None:
             self.stats["background_rays"] = len(output.background.rays) / max(n, 1)
 

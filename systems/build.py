@@ -23,6 +23,7 @@ from confs.schema import BackendConfig, Config
 from encoder.get_encoding import Encoding, HashGridSpec, get_encoding
 from encoder.identity import WithIdentity
 from encoder.spherical import SphericalHarmonics
+from models.appearance import Appearance
 from models.background import Background
 from models.estimators import OccupancyGrid
 from models.field import DensityNetwork
@@ -33,6 +34,7 @@ from models.method import Method, Sampler
 from models.nerf import NeRF, ProposalSampler
 from models.nero import NeROShape
 from models.neus import NeuS
+from models.pose import CameraRefinement
 from models.radiance import RadianceNetwork, direction_encoding
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
@@ -42,9 +44,11 @@ from systems.material import MaterialSystem, find_mesh
 from systems.neus import NeuSSystem
 from utils import checkpoint
 from utils.device import choose
+from utils.rays import Scene
 from utils.schedule import Spec
 
 log = logging.getLogger("neus")
+EMBEDDING = 8  # length of a photograph's vector (model.appearance=embedding)
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,12 @@ def learned_background(m: VolumeConfig, where: Context) -> Background | None:
         hash_grid(_spec(b, where, False), where), m.radius, hidden=b.hidden, layers=1, n_features=b.feature, bounded=False, bias=0.0
     )
     dirs = SphericalHarmonics(4) if b.view_dependent else None
-    radiance = RadianceNetwork(b.feature, dirs, hidden=b.hidden, layers=2, use_normal=False)
+    radiance = RadianceNetwork(b.feature, dirs, hidden=b.hidden, layers=2, use_normal=False, n_embedding=_embedding(m))
     return Background(b, proposal_network(m, where, bounded=False), field, radiance)
+
+
+def _embedding(m: VolumeConfig) -> int:
+    return EMBEDDING if m.appearance == "embedding" else 0
 
 
 def sampler_of(m: VolumeConfig, where: Context) -> Sampler:
@@ -135,7 +143,8 @@ def sdf_network(m: SurfaceConfig, encoding: Encoding) -> SDFNetwork | SDFMLP:
 def build_neus(m: NeuSConfig, where: Context) -> NeuS:
     encoding, levels = position_encoding(m, where)
     sdf = sdf_network(m, encoding)
-    radiance = RadianceNetwork(sdf.n_features, direction_encoding(m.radiance), hidden=m.radiance.hidden, layers=m.radiance.layers)
+    r = m.radiance
+    radiance = RadianceNetwork(sdf.n_features, direction_encoding(r), hidden=r.hidden, layers=r.layers, n_embedding=_embedding(m))
     return NeuS(m, sdf, radiance, sampler_of(m, where), levels, learned_background(m, where), where.choose("composite"))
 
 
@@ -152,7 +161,8 @@ def build_nerf(m: NeRFConfig, where: Context) -> NeRF:
     encoding, levels = position_encoding(m, where)
     d, r = m.density, m.radiance
     field = DensityNetwork(encoding, m.radius, hidden=d.hidden, layers=d.layers, n_features=d.feature)
-    radiance = RadianceNetwork(d.feature, direction_encoding(r), hidden=r.hidden, layers=r.layers, use_normal=False)
+    dirs = direction_encoding(r)
+    radiance = RadianceNetwork(d.feature, dirs, hidden=r.hidden, layers=r.layers, use_normal=False, n_embedding=_embedding(m))
     return NeRF(m, field, radiance, sampler_of(m, where), levels, learned_background(m, where), where.choose("composite"))
 
 
@@ -186,18 +196,30 @@ METHODS: dict[str, Entry] = {
 }
 
 
-def build_system(cfg: Config, device: torch.device) -> RaySystem:
-    """Model and system of the config, weights drawn from cfg.seed."""
+def add_photographs(model: Method, m: MethodConfig, scene: Scene) -> None:
+    """What is estimated for each photograph of the scene: its camera, its exposure and white balance."""
+    if getattr(m, "pose", False) is True:
+        model.pose = CameraRefinement(scene.cameras.c2w[:, :, 3], scene.train)
+    kind = getattr(m, "appearance", "none")
+    if kind in ("affine", "embedding"):
+        model.appearance = Appearance(kind, len(scene.names), scene.train, EMBEDDING)
+
+
+def build_system(cfg: Config, device: torch.device, scene: Scene | None = None) -> RaySystem:
+    """Model and system of the config, weights drawn from cfg.seed; scene: where something is estimated for each photograph."""
     torch.manual_seed(cfg.seed or 0)
     entry = METHODS[cfg.model.name]
-    model = entry.build(cfg.model, Context(device, cfg.backend)).to(device)
+    model = entry.build(cfg.model, Context(device, cfg.backend))
+    if scene is not None:
+        add_photographs(model, cfg.model, scene)
+    model = model.to(device)
     n = sum(p.numel() for p in model.parameters())
     log.info("model %s: %.1f million parameters on %s", cfg.model.name, n / 1e6, device)
     return entry.system(model, cfg, device)
 
 
-def restore_system(cfg: Config, device: torch.device, state: dict, path: Path) -> RaySystem:
+def restore_system(cfg: Config, device: torch.device, state: dict, path: Path, scene: Scene | None = None) -> RaySystem:
     """A system with the weights of a loaded checkpoint. Raises UserError when they do not fit the config."""
-    system = build_system(cfg, device)
+    system = build_system(cfg, device, scene)
     checkpoint.load_weights(system.model, state["model"], path)
     return system

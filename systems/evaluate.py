@@ -14,7 +14,7 @@ from tqdm import tqdm
 from confs.schema import Config
 from process_data.path import orbit
 from process_data.rays import view_rays
-from systems.base import picture_background
+from systems.base import cut_out, picture_background
 from systems.metrics import view_metrics
 from systems.validate import rows_of, truth_of, view_images
 from utils.errors import UserError
@@ -26,8 +26,13 @@ from utils.rays import Cameras, Scene
 log = logging.getLogger("neus")
 
 
-def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> dict:
-    """Metrics over the held-out views (over the training views, with a warning, when none are held out), pictures and video."""
+def evaluate(
+    system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, fitted: dict[int, tuple[float, float]] | None = None
+) -> dict:
+    """Metrics over the held-out views (over the training views, with a warning, when none are held out), and pictures.
+
+    fitted: {view: (PSNR before, after)} of held-out cameras that were fitted to their photographs, for the record.
+    """
     views = scene.test or scene.train
     if not scene.test:
         log.warning("no views are held out (dataset.hold_every=0): the figures below are of training views")
@@ -37,13 +42,13 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
         truth, mask, background = truth_of(scene, view, cfg)
         rays = view_rays(scene.cameras, view, cfg.model.radius).to(device)
         render = system.render_view(rays, background.to(device), chunk=cfg.trainer.chunk)
-        metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask)
+        metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask, cut_out(cfg, scene))
         rows.append({"view": view, "name": scene.names[view], **metrics})
         rgb, depth, normal = view_images(render, scene.cameras.c2w[view], h, w)
         maps = system.maps(rays, render, chunk=cfg.trainer.chunk)
         write_png(run / f"test/{view:03d}.png", rows_of([(truth * 255).round().to(torch.uint8), rgb, depth, normal], maps, h, w))
     means = {}
-    for key in ("psnr", "ssim", "psnr_masked"):
+    for key in ("psnr", "ssim", "psnr_masked", "psnr_cc", "psnr_cc_masked"):
         known = [r[key] for r in rows if r[key] is not None]
         means[key] = float(np.mean(known)) if known else None
     empty = [r["name"] for r in rows if r["psnr_masked"] is None]
@@ -55,12 +60,18 @@ def evaluate(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.de
         **means,
         "held_out": bool(scene.test),
         "background": scene.test_background if cfg.dataset.apply_mask else "image",
+        "held_out_cameras": "fitted to their photographs" if fitted else "as given",
+        **({"probe_psnr_given": _mean(fitted, 0), "probe_psnr_fitted": _mean(fitted, 1)} if fitted else {}),
         "views": rows,
     }
     write_atomic(run / "test/metrics.json", json.dumps(result, indent=1).encode())
     shown = ", ".join(f"{k} {v:.2f}" if k != "ssim" else f"ssim {v:.4f}" for k, v in means.items() if v is not None)
     log.info("test on %d views: %s -> %s", len(rows), shown, run / "test/metrics.json")
     return result
+
+
+def _mean(fitted: dict[int, tuple[float, float]], k: int) -> float:
+    return float(np.mean([pair[k] for pair in fitted.values()]))
 
 
 def video(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> None:

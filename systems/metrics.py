@@ -48,7 +48,45 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return float((((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean())
 
 
-def view_metrics(pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, float | None]:
-    """psnr, ssim over the whole image and psnr_masked where mask [H, W] > 0.5 (None without a mask or with an empty one)."""
-    masked = None if mask is None or not bool((mask > 0.5).any()) else psnr(pred, truth, mask)
-    return {"psnr": psnr(pred, truth), "ssim": ssim(pred, truth), "psnr_masked": masked}
+def colour_corrected(pred: Tensor, truth: Tensor, mask: Tensor | None = None, rounds: int = 5) -> Tensor:
+    """pred [H, W, 3] after the least-squares fit of its colours to truth, by the terms r, g, b, their products and 1, clipped to [0, 1].
+
+    Where photographs differ in exposure and white balance, PSNR after this fit (psnr_cc) judges what does not depend on them (RawNeRF,
+    Mildenhall et al., 2022). Pixels near 0 or 1 in either image are left out of the fit, which is repeated `rounds` times. mask [H, W]:
+    fit where it exceeds 0.5.
+    """
+    _same_shape(pred, truth)
+    used = torch.ones(pred.shape[:2], dtype=torch.bool, device=pred.device) if mask is None else mask > 0.5
+    now, target, low, high = pred.double(), truth.double(), 0.5 / 255, 1 - 0.5 / 255
+    for _ in range(rounds):
+        r, g, b = now.unbind(-1)
+        terms = torch.stack([r, g, b, r * r, r * g, r * b, g * g, g * b, b * b, torch.ones_like(r)], -1)
+        columns = []
+        for c in range(3):
+            clear = used & (now[..., c] > low) & (now[..., c] < high) & (target[..., c] > low) & (target[..., c] < high)
+            if int(clear.sum()) < 100:
+                columns.append(now[..., c])
+                continue
+            a, y = terms[clear], target[..., c][clear] - now[..., c][clear]
+            ridge = 1e-6 * len(a) * torch.eye(10, dtype=a.dtype, device=a.device)
+            columns.append(now[..., c] + terms @ torch.linalg.solve(a.T @ a + ridge, a.T @ y))
+        now = torch.stack(columns, -1).clamp(0, 1)
+    return now.to(pred.dtype)
+
+
+def view_metrics(pred: Tensor, truth: Tensor, mask: Tensor | None = None, cut_out: bool = False) -> dict[str, float | None]:
+    """psnr, ssim over the whole image and psnr_masked where mask [H, W] > 0.5 (None without a mask or with an empty one).
+
+    psnr_cc, psnr_cc_masked: the same after `colour_corrected` over the whole image (cut_out: inside the mask alone, the rest is a
+    constant background), and inside the mask.
+    """
+    found: dict[str, float | None] = {"psnr": psnr(pred, truth), "ssim": ssim(pred, truth), "psnr_masked": None, "psnr_cc_masked": None}
+    corrected = None
+    if mask is not None and bool((mask > 0.5).any()):
+        found["psnr_masked"] = psnr(pred, truth, mask)
+        corrected = torch.where((mask > 0.5)[..., None], colour_corrected(pred, truth, mask), pred)
+        found["psnr_cc_masked"] = psnr(corrected, truth, mask)
+    if corrected is None or not cut_out:
+        corrected = pred if cut_out else colour_corrected(pred, truth)
+    found["psnr_cc"] = psnr(corrected, truth)
+    return found

@@ -8,6 +8,8 @@ import torch
 from confs.schema import Config
 from models.neus import NeuS
 from systems.base import RaySystem
+from systems.start import start_from_points
+from utils.rays import Scene
 
 log = logging.getLogger("neus")
 
@@ -21,6 +23,12 @@ class NeuSSystem(RaySystem):
         super().__init__(model, cfg, device)
         first = math.exp(10 * model.variance.v.item())
         self.watch = InvSWatch(min(first, model.max_inv_s(0.0)))
+
+    def begin(self, scene: Scene) -> None:
+        """Before step 0: a surface from the points, where model.start=points."""
+        if self.cfg.model.start == "points" and not start_from_points(self.model, scene, self.cfg.seed or 0, self.device):
+            log.warning("model.start=points: too few points inside the sphere, or unknown which views see them; starting from a sphere")
+        self.watch.first = min(math.exp(10 * self.model.variance.v.item()), self.model.max_inv_s(0.0))
 
     def slow_stats(self, progress: float) -> dict[str, float]:
         self.watch(self.stats["inv_s"], progress)

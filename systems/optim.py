@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from confs.schema import OptimConfig
+from utils.schedule import ramp
 
 
 def lazy_adam_torch(p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: float, b2: float, eps: float, step: int) -> None:
@@ -71,16 +72,16 @@ def rate(cfg: OptimConfig, progress: float) -> float:
 
 
 class Scheduler:
-    """Sets the learning rate of every group to its first one times `rate`."""
+    """Sets the learning rate of every group to its first one times `rate`; cameras have a schedule of their own (optim.lr_pose)."""
 
     def __init__(self, optimizer: Optimizer, cfg: OptimConfig):
-        self.optimizer, self.cfg = optimizer, cfg
+        self.optimizer, self.cfg, self.pose = optimizer, cfg, ramp(cfg.lr_pose, log=True)
         self.first = [group["lr"] for group in optimizer.param_groups]
         self.step(0.0)
 
     def step(self, progress: float) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.first):
-            group["lr"] = lr * rate(self.cfg, progress)
+            group["lr"] = self.pose(progress) if group.get("name") == "pose" else lr * rate(self.cfg, progress)
 
 
 class Average:

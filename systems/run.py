@@ -18,6 +18,7 @@ from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
+from systems.cameras import align_held_out, refined, write_cameras
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.trainer import Trainer
@@ -37,7 +38,7 @@ class Job:
     """A run's config, the way to load it again with more known of the scene, and its checkpoint where there is one."""
 
     cfg: Config
-    load: Callable[..., Config]  # (masks=False) -> the config for a scene without masks
+    load: Callable[..., Config]  # (masks=False, points=True) -> the config with this known of the scene
     state: dict | None = None
     path: Path | None = None
 
@@ -91,14 +92,15 @@ def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
 def fit_to_scene(job: Job, scene: Scene) -> Config:
     """The job's config, or the one without masks where it uses masks that the scene does not have."""
     cfg = job.cfg
+    points = scene.tracks is not None and len(scene.tracks) > 0
     if not cfg.dataset.apply_mask or scene.masks is not None:
-        return cfg
+        return job.load(points=points)
     log.warning(
         "%s has no masks: training without them, with a learned background; for photographs on a plain background set "
         "dataset.apply_mask=false model.background=white (or black)",
         cfg.dataset.root_dir,
     )
-    return job.load(masks=False)
+    return job.load(masks=False, points=points)
 
 
 def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
@@ -128,7 +130,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
         if train:
             run.record_source(to_yaml(cfg))
             record_scene(scene, cfg, run)
-            trainer = Trainer(build_system(cfg, device), scene, cfg, run, device)
+            trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device)
             if state and path:
                 trainer.load(state, path)
                 log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
@@ -146,10 +148,14 @@ def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:
             assert state is not None and path is not None
-            system = restore_system(cfg, device, state, path)
+            system = restore_system(cfg, device, state, path, scene)
             system.prepare(scene)
+        fitted = align_held_out(system, scene, cfg) if test else {}
+        scene = refined(system, scene)
+        if system.model.pose is not None:
+            write_cameras(scene, run)
         if test:
-            evaluate(system, scene, cfg, run, device)
+            evaluate(system, scene, cfg, run, device, fitted)
         if mesh:
             compare_with_truth(system.export(scene, run), scene, cfg, run)
         if test:

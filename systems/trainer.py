@@ -59,6 +59,10 @@ class Trainer:
     def train(self) -> bool:
         """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
         self.batches = self._batches()
+        if self.clock.step == 0 and not self.clock.seconds:
+            began = time.perf_counter()
+            self.system.begin(self.scene)
+            self.clock.seconds = time.perf_counter() - began
         with self._signals(), self._bar() as self.bar:
             while self.progress < 1 and not self.stop_signal:
                 began = time.perf_counter()

@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+NEAR = 0.05  # closest sample to a camera inside the sphere
+
 
 def _check(owner: object, **shapes: tuple) -> None:
     """Compare shapes with symbols: equal letters must be equal numbers, None accepts any size; None tensors pass."""
@@ -54,6 +56,19 @@ class Rays(_Movable):
 
     def __getitem__(self, index) -> "Rays":
         return Rays(self.origins[index], self.dirs[index], self.near[index], self.far[index])
+
+
+def sphere_span(origins: Tensor, dirs: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """(near, far) [R] of unit-length rays through |x| = radius, near >= NEAR; near = 1, far = 0 for rays that miss it.
+
+    The half chord is taken at the ray's closest point to the centre, which loses no digits for distant cameras.
+    """
+    middle = -(origins * dirs).sum(-1)
+    closest = origins + middle[:, None] * dirs
+    half = (radius**2 - (closest * closest).sum(-1)).clamp(min=0).sqrt()
+    near, far = (middle - half).clamp(min=NEAR), middle + half
+    hit = (half > 0) & (far > near)
+    return torch.where(hit, near, 1.0), torch.where(hit, far, 0.0)
 
 
 @dataclass(frozen=True)
@@ -177,10 +192,11 @@ class Scene:
     names: tuple[str, ...]  # of the image files
     test_background: str = "black"  # behind masked photographs in tests: black, white, or image (photographs as they are)
     points: Tensor | None = None  # [P, 3] structure-from-motion points, unit-sphere frame
+    tracks: Tensor | None = None  # [M, 2] int64 pairs (point, view): the views that see each point
 
     def __post_init__(self) -> None:
         n, h, w = self.images.shape[:3]
-        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3))
+        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3), tracks=(None, 2))
         if (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w) or len(self.names) != n:
             raise ValueError(
                 f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names"

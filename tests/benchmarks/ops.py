@@ -25,9 +25,8 @@ from encoder.hashgrid import HashGrid, HashGridSpec
 from models.march import march
 from models.sdf import SDFNetwork
 from models.volrend import accumulate, composite, distortion, weights_from_alpha
-from process_data.rays import sphere_span
 from utils.device import setup_threads
-from utils.rays import Rays
+from utils.rays import Rays, sphere_span
 
 Runs = dict[str, Callable[[], object]]  # column -> one run
 STEP = 2 * math.sqrt(3) / 1024

@@ -82,7 +82,7 @@ def test_kernel_against_twin(features, smoothstep, n_levels, half):
             return
         (slope,) = torch.autograd.grad((y * v).sum(), x, create_graph=True)
         (d_table,) = torch.autograd.grad(y.sin().sum(), table, retain_graph=True)
-        second = torch.autograd.grad(((slope.norm(dim=1) - 1) ** 2).sum(), [table, v])
+        second = torch.autograd.grad(((slope.norm(dim=1) - 1) ** 2).sum(), [table, v, x])
         results.append((y, slope, d_table, *second))
     kernel, twin = results
     close(kernel[0], twin[0], 1e-5)

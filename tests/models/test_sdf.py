@@ -49,6 +49,30 @@ def test_fused_against_autograd(activation, layers, n_levels, pass_encoding):
         assert (a - b).abs().max() <= (1e-5 if i in (0, 2) else 1e-4) * b.abs().max(), i
 
 
+@needs_warp
+@pytest.mark.parametrize("smoothstep", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("n_levels", [6, 3])
+def test_gradient_to_the_points_against_autograd(smoothstep, layers, n_levels):
+    """Cameras are refined through it: value, gradient and feature all depend on the points."""
+    spec = HashGridSpec(6, 2, 12, 4, 64, smoothstep)
+    net = SDFNetwork(SDFConfig(layers=layers, pass_encoding=True), HashGrid(spec, "warp", 0.05), 1.5)
+    x = torch.rand(300, 3) * 2 - 1
+    for scale in spec.scales:  # a linear grid's slope jumps at faces
+        frac = ((x / 3 + 0.5) * scale + 0.5) % 1
+        x = x[((frac > 1e-3) & (frac < 1 - 1e-3)).all(1)]
+    g, n = torch.randn(len(x), 1 + net.n_features), torch.randn(len(x), 3)
+    slopes = []
+    for backend in ("warp", "torch"):
+        net.encoding.backend = backend
+        points = x.clone().requires_grad_(True)
+        out = net(points, n_levels)
+        ((out.sdf * g[:, 0]).sum() + (out.feature * g[:, 1:]).sum() + (out.grad * n).sum()).backward()
+        slopes.append(points.grad)
+    assert slopes[1].abs().max() > 0
+    assert (slopes[0] - slopes[1]).abs().max() <= 1e-4 * slopes[1].abs().max()
+
+
 def test_gradient_is_the_slope():
     net = network(init=0.05)
     x = torch.rand(50, 3) - 0.5

@@ -12,8 +12,9 @@ import torch
 from confs.schema import DatasetConfig
 from process_data.edges import edge_colours, scene_edges
 from process_data.load import load_scene
-from process_data.rays import NEAR, RayDataset, ray_loader, sphere_span, view_rays
+from process_data.rays import RayDataset, ray_loader, view_rays
 from tests.scenes import write_tiny_scene
+from utils.rays import NEAR, sphere_span
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_a_ray_is_shaded_once_at_the_mean_of_its_samples(tiny_scene, tmp_path):
         change_shading(model, deferred=deferred)
         s, field = output.samples, output.field
         points = rays.origins[s.ray_indices] + rays.dirs[s.ray_indices] * s.t[:, None]
-        return model.colour(rays, s, points, field, torch.nn.functional.normalize(field.grad, dim=-1), alpha)
+        return model.colour(rays, s, points, field, torch.nn.functional.normalize(field.grad, dim=-1), alpha, model.context())
 
     output = model.render(rays, model.context())
     s = output.samples
@@ -106,7 +106,7 @@ def test_a_ray_is_shaded_once_at_the_mean_of_its_samples(tiny_scene, tmp_path):
     assert torch.equal(out[first], out[last])
     out.sum().backward()
     assert torch.isfinite(alpha.grad).all() and float(alpha.grad.abs().sum()) > 0
-    empty = model.colour(rays, s, torch.zeros(len(s), 3), output.field, torch.zeros(len(s), 3), torch.zeros(len(s)))
+    empty = model.colour(rays, s, torch.zeros(len(s), 3), output.field, torch.zeros(len(s), 3), torch.zeros(len(s)), model.context())
     assert (empty == 0).all()
 
 

@@ -1,0 +1,152 @@
+"""Refined cameras: those of held-out views fitted to their photographs, and all of them written beside the run."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from confs.schema import Config
+from models.pose import rotation
+from process_data.rays import make_rays
+from systems.base import RaySystem, cut_out, picture_background
+from systems.validate import truth_of
+from utils.files import write_atomic
+from utils.log import RunFolder
+from utils.rays import Cameras, Rays, Scene, sphere_span
+
+log = logging.getLogger("neus")
+STEPS, RAYS = 120, 512  # of the fit of one held-out camera
+LR = (0.002, 0.0001)  # radians and radii a step, at the start and the end of the fit
+PROBE = 4096  # pixels of a view on which the fit is judged
+
+
+def refined(system: RaySystem, scene: Scene) -> Scene:
+    """The scene with the cameras as the model has refined them; the scene itself where they are not refined."""
+    pose = system.model.pose
+    if pose is None:
+        return scene
+    c2w = pose.cameras(scene.cameras.c2w.to(pose.delta.device)).float().cpu()
+    return replace(scene, cameras=replace(scene.cameras, c2w=c2w))
+
+
+def align_held_out(system: RaySystem, scene: Scene, cfg: Config) -> dict[int, tuple[float, float]]:
+    """Fit the camera of each held-out view to its photograph while the field stays as it is (as in BARF, Lin et al., 2021).
+
+    The cameras as given are as wrong as those of training were, and a shift of one pixel hides what a metric is to show. Returns
+    {view: (PSNR with the camera as given, with the fitted one)} on PROBE pixels, after the least-squares fit of the colours; a fit that
+    is worse is undone. Empty where cameras are not refined. Deterministic for one seed.
+    """
+    pose = system.model.pose
+    if pose is None or not scene.test:
+        return {}
+    trainable = [p for p in system.model.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        found = {view: _align(system, scene, cfg, view) for view in tqdm(scene.test, desc="cameras", leave=False)}
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+    before, after = (float(np.mean([pair[k] for pair in found.values()])) for k in (0, 1))
+    log.info("held-out cameras fitted to their photographs, the field fixed: PSNR %.2f -> %.2f on %d pixels a view", before, after, PROBE)
+    return found
+
+
+class _Fit:
+    """One held-out view: its pixels, and the loss of a camera."""
+
+    def __init__(self, system: RaySystem, scene: Scene, cfg: Config, view: int):
+        self.system, self.cfg, self.view, self.device = system, cfg, view, system.device
+        self.cameras = scene.cameras.to(system.device)
+        truth, mask, _ = truth_of(scene, view, cfg)
+        self.truth = truth.reshape(-1, 3).to(system.device)
+        self.width = truth.shape[1]
+        self.background = picture_background(cfg, scene).to(system.device)
+        self.mask = None if mask is None or not cut_out(cfg, scene) else mask.reshape(-1).to(system.device)
+        self.generator = torch.Generator().manual_seed(view + 1)
+
+    def draw(self, n: int) -> tuple[Tensor, Rays]:
+        """(pixel indices [n], their rays from the camera as given)."""
+        index = torch.randint(len(self.truth), (n,), generator=self.generator).to(self.device)
+        uv = torch.stack([index % self.width, index // self.width], 1).to(self.cameras.K.dtype)
+        return index, make_rays(self.cameras, torch.full_like(index, self.view), uv, self.cfg.model.radius)
+
+    def moved(self, rays: Rays, delta: Tensor) -> Rays:
+        dirs = rays.dirs @ rotation(delta[None, :3])[0].T
+        origins = rays.origins + delta[3:]
+        return Rays(origins, dirs, *sphere_span(origins.detach(), dirs.detach(), self.cfg.model.radius))
+
+    def colours(self, rays: Rays, training: bool) -> tuple[Tensor, Tensor]:
+        """(colour [n, 3], opacity [n])."""
+        jitter = torch.rand(len(rays), generator=self.generator).to(self.device) if training else None
+        render = self.system.model.render(rays, self.system.model.context(1.0, training, self.background, jitter)).render
+        return render.rgb, render.opacity
+
+    @torch.no_grad()
+    def psnr(self, index: Tensor, rays: Rays, delta: Tensor) -> float:
+        rgb, _ = self.colours(self.moved(rays, delta), False)
+        truth = self.truth[index]
+        error = (rgb @ _colour_fit(rgb, truth)[:3] + _colour_fit(rgb, truth)[3] - truth).square().mean()
+        return float(-10 * torch.log10(error.clamp(min=1e-10)))
+
+
+def _colour_fit(rgb: Tensor, truth: Tensor) -> Tensor:
+    """The affine map [4, 3] of colours rgb [n, 3] nearest to truth, held near the identity; no gradient."""
+    with torch.no_grad():
+        a = torch.cat([rgb, torch.ones_like(rgb[:, :1])], 1).double()
+        start = torch.eye(4, 3, dtype=a.dtype, device=a.device)
+        ridge = 1e-3 * len(a) * torch.eye(4, dtype=a.dtype, device=a.device)
+        return (start + torch.linalg.solve(a.T @ a + ridge, a.T @ (truth.double() - a @ start))).float()
+
+
+def _align(system: RaySystem, scene: Scene, cfg: Config, view: int) -> tuple[float, float]:
+    pose = system.model.pose
+    assert pose is not None
+    fit = _Fit(system, scene, cfg, view)
+    probe = fit.draw(PROBE)
+    delta = torch.zeros(6, device=system.device, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=LR[0], betas=(0.9, 0.99))
+    before = fit.psnr(*probe, delta.detach())
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LR[0] * (LR[1] / LR[0]) ** (step / STEPS)
+        index, rays = fit.draw(RAYS)
+        rgb, opacity = fit.colours(fit.moved(rays, delta), True)
+        colour = _colour_fit(rgb, fit.truth[index])
+        loss = (rgb @ colour[:3] + colour[3] - fit.truth[index]).abs().mean()
+        if fit.mask is not None:
+            loss = loss + 0.1 * (opacity - fit.mask[index]).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not bool(torch.isfinite(delta.grad).all()):
+            continue
+        optimizer.step()
+    after = fit.psnr(*probe, delta.detach())
+    with torch.no_grad():
+        pose.delta[view] = delta if after > before else 0
+    return before, max(before, after)
+
+
+def write_cameras(scene: Scene, run: RunFolder) -> None:
+    """cameras.json in the run folder: the cameras of the scene in world units, in instant-ngp's layout (transforms.json, OpenGL axes)."""
+    to_world = scene.to_world.numpy()
+    scale = float(np.cbrt(np.linalg.det(to_world[:3, :3])))
+    frames = []
+    for i, name in enumerate(scene.names):
+        c2w, K = scene.cameras.c2w[i].double().numpy(), scene.cameras.K[i].double().numpy()
+        pose = np.eye(4)
+        pose[:3, :3] = to_world[:3, :3] / scale @ c2w[:, :3] @ np.diag([1.0, -1.0, -1.0])
+        pose[:3, 3] = to_world[:3, :3] @ c2w[:, 3] + to_world[:3, 3]
+        h, w = _size(scene.cameras, i)
+        frames.append(
+            {"file_path": name, "w": w, "h": h, "fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2] + 0.5, "cy": K[1, 2] + 0.5,
+             "held_out": i in scene.test, "transform_matrix": pose.tolist()}
+        )  # fmt: skip
+    write_atomic(run / "cameras.json", json.dumps({"frames": frames}, indent=1).encode())
+
+
+def _size(cameras: Cameras, i: int) -> tuple[int, int]:
+    return cameras.height, cameras.width
