@@ -136,22 +136,24 @@ def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
-    """bool [N, H, W] masks of a scene of small images. Raises UserError when the masks have no common visual hull."""
+    """bool [N, H, W] masks of a scene of small images, padded as these. Raises UserError when the masks have no common visual hull."""
     K, c2w = scene.cameras.K.double().numpy(), scene.cameras.c2w.double().numpy()
-    shape, images = (scene.cameras.height, scene.cameras.width), scene.images.numpy()
+    images = [scene.image(i).numpy() for i in range(len(scene.names))]
     seeds, hull = seed_points(scene, log), None
     masks: list[np.ndarray] = []
-    dot, none = max(1, round(max(shape) / 160)), np.zeros(shape, bool)
+    dot = max(1, round(max(scene.cameras.height, scene.cameras.width) / 160))
     volume, has_seeds = seeds.volume(), len(seeds.object) >= 50
 
     def one(i: int) -> np.ndarray:
+        shape = images[i].shape[:2]
+
         def discs(x: np.ndarray, radius: int) -> np.ndarray:
             return _discs(shape, K[i], c2w[i], x, radius)
 
         cell = max(1, int(np.ceil(K[i, 0, 0] / CELLS / max(float(np.linalg.norm(c2w[i, :, 3])), 1e-6))))
         outside = ~discs(volume, cell)
         # object points project into the object even when they are hidden; background points may be hidden by the object
-        certain = discs(seeds.object, 1) if has_seeds and seeds.plane is not None else none
+        certain = discs(seeds.object, 1) if has_seeds and seeds.plane is not None else np.zeros(shape, bool)
         if hull is None:
             probable = discs(seeds.object, 5 * dot) if has_seeds else discs(0.6 * volume, cell)
             background = discs(seeds.background, dot) & ~probable
@@ -169,7 +171,8 @@ def segment(scene: Scene, log: logging.Logger = LOG) -> np.ndarray:
                 "--auto-mask: no object is consistent with all views; set dataset.center and dataset.radius to a sphere that encloses it "
                 "tightly, or make the masks by hand (masks/, white on the object)"
             )
-    return np.stack(masks)
+    h, w = scene.images.shape[1:3]
+    return np.stack([np.pad(mask, ((0, h - len(mask)), (0, w - mask.shape[1]))) for mask in masks])
 
 
 def _in_photograph(mask: np.ndarray, view: View) -> np.ndarray:
@@ -187,8 +190,10 @@ def contact_sheet(scene: Scene, masks: np.ndarray, most: int = 24, across: int =
     chosen = np.unique(np.linspace(0, len(masks) - 1, min(most, len(masks))).round().astype(int))
     tiles = []
     for i in chosen:
-        tile = scene.images[i].numpy() * np.where(masks[i], 1.0, 0.25)[..., None]
-        edge = masks[i] ^ ndimage.binary_erosion(masks[i])
+        width, height = scene.cameras.size(i)
+        mask = masks[i, :height, :width]
+        tile = scene.image(i).numpy() * np.where(mask, 1.0, 0.25)[..., None]
+        edge = mask ^ ndimage.binary_erosion(mask)
         tile[edge] = (40, 255, 80)
         tiles.append(tile.astype(np.uint8))
     names = [Path(scene.names[i]).name for i in chosen]
@@ -230,8 +235,8 @@ def write_masks(cfg: DatasetConfig, log: logging.Logger = LOG) -> Path:
     except OSError as error:
         raise UserError(f"{root}: cannot be written ({error.strerror or error}); copy the scene to a folder that can be written") from None
     try:
-        for view, mask, name in zip(capture.views, masks, names):
-            write_png(inside(part, name), _in_photograph(mask.astype(np.uint8) * 255, view))
+        for view, mask, name, (w, h) in zip(capture.views, masks, names, scene.sizes.tolist()):
+            write_png(inside(part, name), _in_photograph(mask[:h, :w].astype(np.uint8) * 255, view))
         part.chmod(0o755)
         part.rename(target)
     finally:

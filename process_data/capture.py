@@ -16,7 +16,7 @@ import torch
 
 from confs.schema import DatasetConfig
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
-from process_data.normalize import new_size, points_to_sphere, resize_intrinsics, split_views, to_sphere
+from process_data.normalize import new_sizes, points_to_sphere, resize_intrinsics, split_views, to_sphere
 from process_data.region import Views, choose_region
 from utils.errors import UserError, raise_all
 from utils.image import as_rgb, image_size, read_raster, resize
@@ -119,15 +119,16 @@ def as_mask(raster: np.ndarray) -> np.ndarray:
 
 
 class _Developer:
-    """Resizes and undistorts photographs; the sampling map of each camera is computed once."""
+    """Resizes and undistorts photographs, each to the size of its file size; the sampling map of each camera is computed once."""
 
-    def __init__(self, size: tuple[int, int]):
-        self.size = size
+    def __init__(self, sizes: dict[tuple[int, int], tuple[int, int]]):
+        """sizes: size of the file -> size for training, (width, height)."""
+        self.sizes = sizes
         self.maps: dict[tuple, np.ndarray] = {}
 
     def camera(self, view: View, file_size: tuple[int, int]) -> np.ndarray:
         """K [3, 3] of the resized, undistorted photograph."""
-        w, h = self.size
+        w, h = self.sizes[file_size]
         K = resize_intrinsics(_fitted(view, file_size), w / file_size[0], h / file_size[1])
         if view.lens.is_pinhole:
             return K
@@ -146,7 +147,7 @@ class _Developer:
 
     def pixels(self, raster: np.ndarray, view: View, file_size: tuple[int, int]) -> np.ndarray:
         """Resize and undistort uint8 [H, W, C]."""
-        small = resize(raster, *self.size)
+        small = resize(raster, *self.sizes[file_size])
         mapping = self.maps.get(self._key(view, file_size))
         return small if mapping is None else resample(small, mapping)
 
@@ -181,38 +182,41 @@ def read_mask(view: View, size: tuple[int, int], decode: Callable[[Path], np.nda
     return decode(view.mask) if decode else as_mask(read_raster(view.mask))
 
 
-def _common_size(sizes: list[tuple[int, int]], capture: Capture, log: logging.Logger) -> tuple[int, int]:
-    """The most frequent size; a warning for images of another aspect ratio."""
-    common = Counter(sizes).most_common(1)[0][0]
-    odd = sum(abs(s[0] * common[1] / (s[1] * common[0]) - 1) > 0.02 for s in sizes)
-    if odd:
-        message = "%s: %d of %d images do not have the aspect ratio of %dx%d; they are stretched to it, and their cameras with them"
-        log.warning(message, capture.root, odd, len(sizes), *common)
-    return common
+def _log_sizes(sizes: list[tuple[int, int]], trained: list[tuple[int, int]], capture: Capture, log: logging.Logger) -> None:
+    """Name the sizes of a scene that has several."""
+    found = Counter(zip(sizes, trained)).most_common()
+    if len(found) > 1:
+        shown = [f"{n} of {w}x{h}" + (f" (trained at {to[0]}x{to[1]})" if to != (w, h) else "") for ((w, h), to), n in found[:4]]
+        log.info("%s: photographs of %d sizes: %s%s", capture.root, len(found), ", ".join(shown), ", ..." if len(found) > 4 else "")
 
 
 def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
-    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3])."""
+    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3], sizes [N, 2]).
+
+    H, W: the largest height and width; smaller photographs lie in the top-left corner, over 0.
+    """
     views = capture.views
     sizes = _collected(lambda view: image_size(view.image), views)
-    size = new_size(*_common_size(sizes, capture, log), cfg.img_wh, cfg.img_downscale)
+    trained = new_sizes(sizes, cfg.img_wh, cfg.img_downscale)
+    _log_sizes(sizes, trained, capture, log)
+    width, height = (max(side) for side in zip(*trained))
     has_files = cfg.masks and views[0].mask is not None
-    line = check_fits(len(views), *size, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
+    line = check_fits(len(views), width, height, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
     log.info("%s", line)
 
-    developer = _Developer(size)
+    developer = _Developer(dict(zip(sizes, trained)))
     K = np.stack(_collected(lambda pair: developer.camera(*pair), list(zip(views, sizes))))
-    images = np.empty((len(views), size[1], size[0], 3), np.uint8)
+    images = np.zeros((len(views), height, width, 3), np.uint8)
     use_alpha = cfg.masks and not has_files
 
     def one(i: int) -> tuple[np.ndarray | None, str | None]:
-        """Fill images[i]; returns (mask [H, W] or None, error message or None)."""
-        view = views[i]
+        """Fill images[i]; returns (mask [h, w] or None, error message or None)."""
+        view, (w, h) = views[i], trained[i]
         try:
             raster = developer.pixels(read_raster(view.image), view, sizes[i])
             alpha = raster[..., 3] if raster.shape[2] == 4 else None
             over_white = alpha is not None and not (use_alpha and cfg.apply_mask)
-            images[i] = _alpha_over_white(raster) if over_white else as_rgb(raster)
+            images[i, :h, :w] = _alpha_over_white(raster) if over_white else as_rgb(raster)
             if not has_files:
                 return (alpha if use_alpha else None), None
             return developer.pixels(read_mask(view, sizes[i], capture.read_mask), view, sizes[i])[..., 0], None
@@ -223,17 +227,19 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
         results = list(pool.map(one, range(len(views))))
     raise_all([problem for _, problem in results if problem])
     found = [mask for mask, _ in results if mask is not None]
-    masks = np.stack(found) if len(found) == len(views) else None
-    if masks is not None and not has_files and masks.min() == 255:
-        masks = None
-    return images, masks, masks is not None and not has_files, K
+    if len(found) < len(views) or (not has_files and min(mask.min() for mask in found) == 255):
+        return images, None, False, K, np.array(trained)
+    masks = np.zeros(images.shape[:3], np.uint8)
+    for i, mask in enumerate(found):
+        masks[i, : len(mask), : mask.shape[1]] = mask
+    return images, masks, not has_files, K, np.array(trained)
 
 
 def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
         raise UserError(f"{capture.root}: no photographs; check the image paths in the scene's files")
-    images, masks, from_alpha, K = _develop(capture, cfg, log)
+    images, masks, from_alpha, K, sizes = _develop(capture, cfg, log)
     n, height, width = images.shape[:3]
     c2w = np.stack([view.c2w for view in capture.views])
     if capture.test is not None:
@@ -241,17 +247,18 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         train = tuple(i for i in range(n) if i not in set(test))
     else:
         train, test = split_views(n, cfg.hold_every)
-    views = Views(K, c2w, (width, height), capture.points, masks, train)
+    views = Views(K, c2w, sizes, capture.points, masks, train)
     to_world, line = choose_region(views, cfg, capture.given, capture.auto_up)
     log.info("%s", line)
     points = None
     if capture.points is not None:
         points = torch.from_numpy(points_to_sphere(capture.points, to_world)).float()
+    local = torch.from_numpy(to_sphere(c2w, to_world)).float()
     return Scene(
         name=capture.root.resolve().name,
         images=torch.from_numpy(images),
         masks=None if masks is None else torch.from_numpy(masks),
-        cameras=Cameras(torch.from_numpy(K).float(), torch.from_numpy(to_sphere(c2w, to_world)).float(), height, width),
+        cameras=Cameras(torch.from_numpy(K).float(), local, height, width, torch.from_numpy(sizes)),
         to_world=torch.from_numpy(to_world),
         train=train,
         test=test,

@@ -31,13 +31,17 @@ def edge_colours(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def scene_edges(scene: Scene) -> tuple[Tensor, Tensor] | None:
-    """Indices [E] int64 into all pixels of the scene, ascending, and colours [E, 3] uint8, over the training views.
+    """Indices [E] int64 into the N * H * W pixels of `scene.images`, ascending, and colours [E, 3] uint8, over the training views.
 
     None without masks, with masks that are not applied, and with alpha channels, whose colours are not mixed.
     """
     if scene.masks is None or scene.test_background != "black":
         return None
-    area = scene.cameras.height * scene.cameras.width
-    found = [(i, *edge_colours(scene.images[i].numpy(), scene.masks[i].numpy())) for i in sorted(scene.train)]
-    index = np.concatenate([i * area + at for i, at, _ in found])
-    return torch.from_numpy(index), torch.from_numpy(np.concatenate([rgb for *_, rgb in found]))
+    height, width = scene.cameras.height, scene.cameras.width
+    indices, colours = [], []
+    for i in sorted(scene.train):
+        w, h = scene.cameras.size(i)
+        at, rgb = edge_colours(scene.image(i).numpy(), scene.masks[i, :h, :w].numpy())
+        indices.append((i * height + at // w) * width + at % w)
+        colours.append(rgb)
+    return torch.from_numpy(np.concatenate(indices)), torch.from_numpy(np.concatenate(colours))

@@ -23,14 +23,20 @@ class Silhouettes:
     c2w: np.ndarray  # [V, 3, 4]
 
 
-def silhouettes(masks: np.ndarray, K: np.ndarray, c2w: np.ndarray, views: list[int]) -> Silhouettes:
-    """Reduced masks of at most MAX_VIEWS of the given views; masks [N, H, W] uint8 (or bool), above 0 on the object."""
+def silhouettes(masks: np.ndarray, K: np.ndarray, c2w: np.ndarray, views: list[int], sizes: np.ndarray | None = None) -> Silhouettes:
+    """Reduced masks of at most MAX_VIEWS of the given views; masks [N, H, W] uint8 (or bool), above 0 on the object.
+
+    sizes [N, 2]: width and height of each view, in the top-left corner of its mask; all of it by default.
+    """
     chosen = [views[i] for i in np.unique(np.linspace(0, len(views) - 1, min(MAX_VIEWS, len(views))).round().astype(int))]
-    height, width = masks.shape[1:3]
-    f = min(1.0, WIDTH / width)
-    w, h = max(1, round(width * f)), max(1, round(height * f))
-    small = [cv2.resize(np.asarray(masks[i], np.uint8), (w, h), interpolation=cv2.INTER_AREA) > 0 for i in chosen]
-    return Silhouettes(small, resize_intrinsics(K[chosen], w / width, h / height), c2w[chosen])
+    f = min(1.0, WIDTH / masks.shape[2])
+    small, reduced = [], []
+    for i in chosen:
+        width, height = masks.shape[:0:-1] if sizes is None else sizes[i].tolist()
+        w, h = max(1, round(width * f)), max(1, round(height * f))
+        small.append(cv2.resize(np.asarray(masks[i, :height, :width], np.uint8), (w, h), interpolation=cv2.INTER_AREA) > 0)
+        reduced.append(resize_intrinsics(K[i], w / width, h / height))
+    return Silhouettes(small, np.stack(reduced), c2w[chosen])
 
 
 def carve(sil: Silhouettes, x: np.ndarray, reach: float, forgiven: float = FORGIVEN, in_frame: float = 0.5) -> np.ndarray:

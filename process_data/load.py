@@ -86,7 +86,7 @@ def check_cameras(scene: Scene, radius: float, root: str, log: logging.Logger = 
             "%s: %d of %d cameras lie inside the sphere of radius %g around the object (%s); check scale_mat_0, or set dataset.radius",
             *(root, len(inside), len(scene.names), radius, _listed([scene.names[i] for i in inside])),
         )
-    middle = scene.cameras.K[:, :2, 2] / torch.tensor([scene.cameras.width, scene.cameras.height])
+    middle = scene.cameras.K[:, :2, 2] / scene.cameras.sizes
     if bool(((middle < 0.2) | (middle > 0.8)).any(1).float().mean() > 0.5):
         log.warning("%s: the principal points lie far from the image centres; if the images were resized, rescale the cameras too", root)
 

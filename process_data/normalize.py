@@ -5,6 +5,8 @@ Cameras are camera-to-frame [3, 4] with OpenCV axes (x right, y down, z forward)
 point (u, v) = (i, j). The choice of the sphere is in process_data/region.py.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from utils.errors import UserError
@@ -56,6 +58,25 @@ def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float
     if img_wh is not None:
         return img_wh[0], img_wh[1]
     return max(1, round(width / downscale)), max(1, round(height / downscale))
+
+
+def new_sizes(sizes: list[tuple[int, int]], img_wh: list[int] | None, downscale: float) -> list[tuple[int, int]]:
+    """(width, height) of each image for training: `new_size` for the most frequent size, about the same area for the others.
+
+    Nothing is stretched, but by img_wh where the aspect ratio is that of the most frequent size. Images are reduced at least by
+    `downscale` where their area is 20 % about that of the most frequent size, and none is enlarged to reach its area.
+    """
+    width, height = Counter(sizes).most_common(1)[0][0]
+    target = new_size(width, height, img_wh, downscale)
+    factor = np.sqrt(width * height / (target[0] * target[1])) if img_wh else downscale
+
+    def one(w: int, h: int) -> tuple[int, int]:
+        if img_wh and abs(w * height / (h * width) - 1) <= 0.02:
+            return target
+        ratio = np.sqrt(w * h / (width * height))
+        return new_size(w, h, None, factor if 0.9 < ratio < 1.1 else max(factor * ratio, min(1.0, factor)))
+
+    return [one(*size) for size in sizes]
 
 
 def split_views(n: int, hold_every: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,7 +1,10 @@
 """Camera paths for videos."""
 
+from collections import Counter
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from process_data.axes import axes_system, unit, up_axis
 from utils.rays import Cameras
@@ -47,10 +50,24 @@ def look_at(centres: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarr
     return np.stack([right, np.cross(forward, right), forward, centres], axis=2)
 
 
+def _common_view(cameras: Cameras) -> tuple[Tensor, tuple[int, int]]:
+    """(K [3, 3], (width, height)) for a video: the most frequent size, and the median of the intrinsics brought to it.
+
+    Focal lengths are scaled by the root of the areas' ratio, so that portrait and landscape photographs of one camera agree.
+    """
+    K, sizes = cameras.K.double(), cameras.sizes.double()
+    width, height = Counter(cameras.size(i) for i in range(len(cameras))).most_common(1)[0][0]
+    shape = torch.tensor([width, height]).to(sizes) / sizes
+    K[:, :2, :2] *= shape.prod(1).sqrt()[:, None, None]
+    K[:, :2, 2] = shape * K[:, :2, 2] + (shape - 1) / 2
+    return K.median(0).values.to(cameras.K), (width, height)
+
+
 def orbit(cameras: Cameras, n: int, radius: float = 1.0) -> Cameras:
     """A smooth closed path of n views over the captured part of the hemisphere, outside the sphere of this radius.
 
-    The target is the point nearest to the optical axes; distance and intrinsics are the medians of the cameras. The elevation oscillates
+    The target is the point nearest to the optical axes; distance and intrinsics are the medians of the cameras, the size is the most
+    frequent one. The elevation oscillates
     between the captured ones. The azimuth makes a full turn, or swings along an ellipse when an arc of more than 120 degrees has no
     camera (DTU).
     """
@@ -74,5 +91,5 @@ def orbit(cameras: Cameras, n: int, radius: float = 1.0) -> Cameras:
     distance = max(float(np.median(np.linalg.norm(offset, axis=1))), float(leave.max()))
     path = look_at(target + distance * away, target, up)
     path[:, :, 3] *= radius
-    K = cameras.K.median(0).values.expand(n, 3, 3).clone()
-    return Cameras(K, torch.as_tensor(path).to(cameras.c2w), cameras.height, cameras.width)
+    K, (width, height) = _common_view(cameras)
+    return Cameras(K.expand(n, 3, 3).clone(), torch.as_tensor(path).to(cameras.c2w), height, width)

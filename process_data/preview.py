@@ -44,10 +44,10 @@ def _panel(scene: Scene, radius: float, axes: tuple[int, int], title: str) -> np
 
 def _cameras(picture: np.ndarray, scene: Scene, to_pixels: Callable[[np.ndarray], np.ndarray], size: float) -> None:
     """Draw each camera as a pyramid of this size with its apex at the centre of projection."""
-    h, w = scene.cameras.height, scene.cameras.width
-    corners = np.array([[0, 0, 1], [w - 1, 0, 1], [w - 1, h - 1, 1], [0, h - 1, 1]], np.float64)
     held = set(scene.test)
     for i in range(len(scene.cameras)):
+        w, h = scene.cameras.size(i)
+        corners = np.array([[0, 0, 1], [w - 1, 0, 1], [w - 1, h - 1, 1], [0, h - 1, 1]], np.float64)
         c2w, K = scene.cameras.c2w[i].double().numpy(), scene.cameras.K[i].double().numpy()
         ends = to_pixels(c2w[:, 3] + size * (corners @ np.linalg.inv(K).T) @ c2w[:, :3].T)
         tip, colour = tuple(int(v) for v in to_pixels(c2w[None, :, 3])[0]), HELD if i in held else TRAIN
@@ -59,7 +59,7 @@ def _cameras(picture: np.ndarray, scene: Scene, to_pixels: Callable[[np.ndarray]
 def _centre_photograph(scene: Scene, radius: float, height: int) -> np.ndarray:
     """The photograph of the middle training view with the outline of the sphere."""
     view = scene.train[len(scene.train) // 2]
-    photo = scene.images[view].numpy().copy()
+    photo = scene.image(view).numpy().copy()
     c2w, K = scene.cameras.c2w[view].double().numpy(), scene.cameras.K[view].double().numpy()
     away = c2w[:, 3]
     distance = float(np.linalg.norm(away))

@@ -28,9 +28,9 @@ def make_rays(cameras: Cameras, view: Tensor, uv: Tensor, radius: float) -> Rays
 
 
 def view_rays(cameras: Cameras, i: int, radius: float) -> Rays:
-    """Rays of all H * W pixels of view i, row by row."""
-    device = cameras.K.device
-    v, u = torch.meshgrid(torch.arange(cameras.height, device=device), torch.arange(cameras.width, device=device), indexing="ij")
+    """Rays of all h * w pixels of view i, row by row."""
+    device, (width, height) = cameras.K.device, cameras.size(i)
+    v, u = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     uv = torch.stack([u, v], -1).reshape(-1, 2).to(cameras.K.dtype)
     return make_rays(cameras, torch.full((len(uv),), i, device=device), uv, radius)
 
@@ -55,15 +55,18 @@ class RayDataset(Dataset):
         self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
         self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
         self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
+        self.widths = self.cameras.sizes[:, 0].contiguous()
+        areas = scene.cameras.sizes.prod(1)[list(scene.train)]
+        self.total, self.ends = int(areas.sum()), areas.cumsum(0).to(device)  # of the training views' pixels, numbered view after view
+        self.starts = self.ends - areas.to(device)
         edges = scene_edges(scene) if clean_edges else None
         self.edges = None if edges is None or not len(edges[0]) else tuple(part.to(device) for part in edges)
         self.radius, self.seed, self.device = radius, seed, device
 
     def draw(self, step: int, n_rays: int) -> Tensor:
-        """[n_rays] int64, uniform over the pixels of the training views, with replacement."""
+        """[n_rays] int64, uniform over the pixels of the training views (of their own sizes), with replacement."""
         generator = torch.Generator().manual_seed(_mix(self.seed, step))
-        total = len(self.train) * self.cameras.height * self.cameras.width
-        return torch.randint(total, (n_rays,), generator=generator)
+        return torch.randint(self.total, (n_rays,), generator=generator)
 
     def draw_points(self, step: int) -> Tensor | None:
         """N_POINTS of the scene's points [P, 3], with replacement; None where it has none."""
@@ -74,13 +77,14 @@ class RayDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
         drawn = self.draw(*item).to(self.device, non_blocking=True)
-        area, width = self.cameras.height * self.cameras.width, self.cameras.width
-        index = torch.div(drawn, area, rounding_mode="floor")
-        pixel = drawn - index * area
+        index = torch.searchsorted(self.ends, drawn, right=True)
+        pixel = drawn - self.starts.index_select(0, index)
         view = self.train.index_select(0, index)
+        width = self.widths.index_select(0, view)
         v = torch.div(pixel, width, rounding_mode="floor")
-        uv = torch.stack([pixel - v * width, v], -1).to(self.cameras.K.dtype)  # [R, 2]
-        flat = view * area + pixel
+        u = pixel - v * width
+        uv = torch.stack([u, v], -1).to(self.cameras.K.dtype)  # [R, 2]
+        flat = (view * self.cameras.height + v) * self.cameras.width + u
         rgb = self._colours(flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
         return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, self.draw_points(item[0]))

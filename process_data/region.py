@@ -25,7 +25,7 @@ class Views:
 
     K: np.ndarray  # [N, 3, 3]
     c2w: np.ndarray  # [N, 3, 4]
-    size: tuple[int, int]  # width, height
+    size: tuple[int, int] | np.ndarray  # width, height of all, or [N, 2] of each
     points: np.ndarray | None = None  # [P, 3]
     masks: np.ndarray | None = None  # [N, H, W] uint8
     train: tuple[int, ...] = ()
@@ -33,6 +33,11 @@ class Views:
     @property
     def centres(self) -> np.ndarray:
         return self.c2w[:, :, 3]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[N, 2] width, height of each view; masks lie in the top-left corner."""
+        return np.broadcast_to(self.size, (len(self.c2w), 2))
 
 
 # ---- estimates ----
@@ -48,10 +53,11 @@ def framed_radius(views: Views, centre: np.ndarray) -> float | None:
 
     None when fewer than half of the cameras have the centre in frame. The estimate is a wide one: surface outside the sphere is lost.
     """
-    w, h = views.size
+    (w, h), one = views.sizes.T, np.ones(len(views.c2w))
     p = ((centre - views.centres)[:, None] @ views.c2w[:, :, :3])[:, 0]  # [N, 3] in camera frames
-    corners = np.array([[-0.5, -0.5, 1], [w - 0.5, -0.5, 1], [w - 0.5, h - 0.5, 1], [-0.5, h - 0.5, 1]])
-    rays = (np.linalg.inv(views.K)[:, None] @ corners[None, :, :, None])[..., 0]  # [N, 4, 3]
+    left, right, top, bottom = -0.5 * one, w - 0.5, -0.5 * one, h - 0.5
+    corners = np.array([[left, top, one], [right, top, one], [right, bottom, one], [left, bottom, one]]).transpose(2, 0, 1)  # [N, 4, 3]
+    rays = (np.linalg.inv(views.K)[:, None] @ corners[..., None])[..., 0]  # [N, 4, 3]
     normals = np.cross(rays, np.roll(rays, -1, 1))
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
     sides = (normals * p[:, None]).sum(2)  # [N, 4] distance to the top, right, bottom, left side of the frustum
@@ -78,7 +84,7 @@ def _hull(views: Views, centre: np.ndarray) -> tuple[np.ndarray, float] | None:
     if views.masks is None or not views.train:
         return None
     reach = float(np.median(np.linalg.norm(views.centres - centre, axis=1)))
-    return visual_hull(silhouettes(views.masks, views.K, views.c2w, list(views.train)), centre, reach)
+    return visual_hull(silhouettes(views.masks, views.K, views.c2w, list(views.train), views.sizes), centre, reach)
 
 
 def _need_points(views: Views, key: str) -> np.ndarray:

@@ -54,8 +54,8 @@ def outgoing(
 
 @torch.no_grad()
 def render_relit(model: MaterialModel, light: EnvironmentMap, cameras: Cameras, i: int, samples: int, transparent: bool) -> Tensor:
-    """View i of cameras in the unit sphere's frame: sRGB and alpha (straight) [H, W, 4] in [0, 1], the same at every call."""
-    h, w = cameras.height, cameras.width
+    """View i of cameras in the unit sphere's frame: sRGB and alpha (straight) [h, w, 4] in [0, 1], the same at every call."""
+    w, h = cameras.size(i)
     device = model.local.device
     shift = torch.rand(h * w, 6, generator=torch.Generator().manual_seed(i)).to(device)
     v, u = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")

@@ -36,9 +36,9 @@ def evaluate(
     views = scene.test or scene.train
     if not scene.test:
         log.warning("no views are held out (dataset.hold_every=0): the figures below are of training views")
-    h, w = scene.cameras.height, scene.cameras.width
     rows = []
     for view in tqdm(views, desc="test", leave=False):
+        w, h = scene.cameras.size(view)
         truth, mask, background = truth_of(scene, view, cfg)
         rays = view_rays(scene.cameras, view, cfg.model.radius).to(device)
         render = system.render_view(rays, background.to(device), chunk=cfg.trainer.chunk)

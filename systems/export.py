@@ -63,7 +63,7 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
 
 
 def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
-    """The mesh from n cameras that are far apart: its colours above, shaded by a light at the camera below."""
+    """The mesh from n cameras that are far apart: its colours above, shaded by a light at the camera below; top-aligned over white."""
     to_world, cameras = scene.to_world.numpy(), scene.cameras
     centres = cameras.c2w[:, :, 3].numpy()
     chosen = [0]
@@ -78,8 +78,10 @@ def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
             c2w = np.concatenate(
                 [to_world[:3, :3] @ cameras.c2w[i, :, :3].numpy() / scale, (to_world[:3, :3] @ centres[i] + to_world[:3, 3])[:, None]], 1
             )
-            row.append(render_mesh(mesh, cameras.K[i], c2w, cameras.height, cameras.width, color))
-        rows.append(np.concatenate(row, 1))
+            w, h = cameras.size(i)
+            row.append(render_mesh(mesh, cameras.K[i], c2w, h, w, color))
+        tallest = max(len(picture) for picture in row)
+        rows.append(np.concatenate([np.pad(p, ((0, tallest - len(p)), (0, 0), (0, 0)), constant_values=255) for p in row], 1))
     return np.concatenate(rows, 0)
 
 

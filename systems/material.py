@@ -155,15 +155,15 @@ def vertex_radiance(model: MaterialModel, scene: Scene, apply_mask: bool, most: 
     x, device = model.local, model.local.device
     total, weight = torch.zeros_like(x), torch.zeros(len(x), 1, device=device)
     every = max(1, -(-len(scene.train) * len(x) // most))
-    h, w = scene.cameras.height, scene.cameras.width
     for i in scene.train[::every]:
+        w, h = scene.cameras.size(i)
         c2w, K = scene.cameras.c2w[i].to(x), scene.cameras.K[i].to(x)
         away = x - c2w[:, 3]
         pixel = away @ c2w[:, :3] @ K.T
         uv = (pixel[:, :2] / pixel[:, 2:].clamp(min=1e-6)).round().long()
         facing = -(F.normalize(away, dim=-1) * model.normals).sum(-1)
         at = torch.nonzero((pixel[:, 2] > 1e-6) & (uv >= 0).all(1) & (uv[:, 0] < w) & (uv[:, 1] < h) & (facing > 0.1))[:, 0]
-        flat = uv[at, 1] * w + uv[at, 0]
+        flat = uv[at, 1] * scene.cameras.width + uv[at, 0]
         if apply_mask and scene.masks is not None:
             inside = scene.masks[i].reshape(-1).to(device)[flat] > 255 * INSIDE
             at, flat = at[inside], flat[inside]

@@ -17,9 +17,9 @@ from utils.rays import Render, Scene
 
 
 def truth_of(scene: Scene, view: int, cfg: Config) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(truth [H, W, 3] as a render of it is composited, mask [H, W] or None, background [3]), all in [0, 1]."""
-    rgb = scene.images[view].float() / 255
-    mask = None if scene.masks is None else scene.masks[view].float() / 255
+    """(truth [h, w, 3] as a render of it is composited, mask [h, w] or None, background [3]), all in [0, 1]."""
+    rgb, mask = scene.image(view).float() / 255, scene.mask(view)
+    mask = None if mask is None else mask.float() / 255
     background = picture_background(cfg, scene)
     if mask is not None and cut_out(cfg, scene):
         rgb = rgb * mask[..., None] + background * (1 - mask[..., None])
@@ -83,7 +83,7 @@ class Validator:
 
     def __call__(self, step: int, progress: float) -> dict:
         scene = self.scene
-        h, w = scene.cameras.height, scene.cameras.width
+        w, h = scene.cameras.size(self.view)
         truth, mask, background = truth_of(scene, self.view, self.cfg)
         rays = view_rays(scene.cameras, self.view, self.cfg.model.radius).to(self.device)
         render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, full_background=True)

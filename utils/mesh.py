@@ -69,11 +69,11 @@ def cull_by_masks(
     """
     if dilation_share < 0:
         return mesh
-    x, (h, w) = np.asarray(mesh.vertices), masks.shape[1:]
-    r = round(dilation_share * w)
+    x, r = np.asarray(mesh.vertices), round(dilation_share * cameras.width)
     keep = np.ones(len(x), bool)
     for i in range(len(cameras)) if views is None else views:
-        mask = cv2.dilate((masks[i].cpu().numpy() > 127).astype(np.uint8), np.ones((2 * r + 1, 2 * r + 1), np.uint8)) > 0
+        w, h = cameras.size(i)
+        mask = cv2.dilate((masks[i, :h, :w].cpu().numpy() > 127).astype(np.uint8), np.ones((2 * r + 1, 2 * r + 1), np.uint8)) > 0
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
         uv = np.round(uv).clip(-1, max(h, w)).astype(np.int64)
         inside = np.flatnonzero((z > 0) & (uv >= 0).all(1) & (uv < (w, h)).all(1))
@@ -89,7 +89,8 @@ def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: 
     x, count = np.asarray(mesh.vertices), np.zeros(len(mesh.vertices), np.int64)
     for i in range(len(cameras)) if views is None else views:
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
-        count += (z > 0) & (uv >= -0.5).all(1) & (uv < (cameras.width - 0.5, cameras.height - 0.5)).all(1)
+        w, h = cameras.size(i)
+        count += (z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1)
     keep = count >= min_views
     return mesh if keep.all() else take_faces(mesh, keep[np.asarray(mesh.faces)].all(1))
 

@@ -1,6 +1,6 @@
 """The containers that all parts exchange: frozen, shape-checked when made.
 
-Letters: N images, H W pixels, R rays, S packed samples, F features, P points.
+Letters: N images, H W pixels of the largest height and width, h w pixels of one view, R rays, S packed samples, F features, P points.
 Space: the unit sphere (radius `model.radius`) around the object; cameras have OpenCV axes (x right, y down, z forward)
 and pixel centres at integers.
 """
@@ -158,21 +158,32 @@ class Render:
 
 @dataclass(frozen=True)
 class Cameras(_Movable):
-    """N pinhole cameras of H x W pixels, pixel (i, j) has its centre at exactly (i, j)."""
+    """N pinhole cameras, pixel (i, j) has its centre at exactly (i, j). View i has `size(i)` pixels, at most width x height."""
 
     K: Tensor  # [N, 3, 3] pixels
     c2w: Tensor  # [N, 3, 4] camera to unit-sphere frame, OpenCV axes
-    height: int
-    width: int
+    height: int  # H, at least the largest
+    width: int  # W
+    sizes: Tensor = None  # type: ignore[assignment]  # [N, 2] int64, width and height of each view; not given: W and H for all
 
     def __post_init__(self) -> None:
-        _check(self, K=("N", 3, 3), c2w=("N", 3, 4))
+        largest = torch.tensor([self.width, self.height], device=self.K.device)
+        if self.sizes is None:
+            object.__setattr__(self, "sizes", largest.expand(len(self.K), 2).clone())
+        _check(self, K=("N", 3, 3), c2w=("N", 3, 4), sizes=("N", 2))
+        if self.sizes.dtype != torch.int64 or bool(((self.sizes < 1) | (self.sizes > largest)).any()):
+            raise ValueError(f"Cameras.sizes: expected int64 from 1 to {largest.tolist()}, got {self.sizes.dtype} {self.sizes.tolist()}")
 
     def __len__(self) -> int:
         return self.K.shape[0]
 
     def __getitem__(self, index) -> "Cameras":
-        return Cameras(self.K[index], self.c2w[index], self.height, self.width)
+        return Cameras(self.K[index], self.c2w[index], self.height, self.width, self.sizes[index])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) of view i."""
+        width, height = self.sizes[i].tolist()
+        return width, height
 
 
 @dataclass(frozen=True)
@@ -180,11 +191,12 @@ class Scene:
     """Photographs and cameras after `process_data/normalize.py`: the object lies in the unit sphere.
 
     images stay uint8; `to_world` maps the unit sphere's frame to the reader's (the world of every export).
+    Photographs may have several sizes: each lies in the top-left corner of its H x W pixels, the rest is 0 and is no part of it.
     """
 
     name: str
-    images: Tensor  # [N, H, W, 3] uint8, sRGB
-    masks: Tensor | None  # [N, H, W] uint8, 255 on the object (soft edges kept)
+    images: Tensor  # [N, H, W, 3] uint8, sRGB; `image(i)` without the padding
+    masks: Tensor | None  # [N, H, W] uint8, 255 on the object (soft edges kept); `mask(i)` without the padding
     cameras: Cameras
     to_world: Tensor  # [4, 4] float64
     train: tuple[int, ...]  # views to train on
@@ -201,3 +213,18 @@ class Scene:
             raise ValueError(
                 f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names"
             )
+
+    @property
+    def sizes(self) -> Tensor:
+        """[N, 2] int64, width and height of each view."""
+        return self.cameras.sizes
+
+    def image(self, i: int) -> Tensor:
+        """[h, w, 3] uint8, view i."""
+        width, height = self.cameras.size(i)
+        return self.images[i, :height, :width]
+
+    def mask(self, i: int) -> Tensor | None:
+        """[h, w] uint8, None without masks."""
+        width, height = self.cameras.size(i)
+        return None if self.masks is None else self.masks[i, :height, :width]

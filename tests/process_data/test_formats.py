@@ -201,20 +201,6 @@ def test_a_resized_copy_of_the_images_is_the_same_scene(tmp_path, caplog):
     torch.testing.assert_close(got.cameras.K, want.cameras.K)
 
 
-def test_mixed_sizes_are_stretched(tmp_path, caplog):
-    folder = formats.write_transforms(tmp_path, formats.make(), per_frame=True)
-    path = folder / "transforms.json"
-    data = json.loads(path.read_text())
-    write_png(folder / "images/002.png", np.ones((64, 48, 4)))
-    data["frames"][2] |= {"w": 48, "h": 64, "cx": 24.0, "cy": 32.0}
-    path.write_text(json.dumps(data))
-    with caplog.at_level(logging.INFO):
-        scene = load_scene(config(folder, masks=False), log=LOG)
-    assert "1 of 8 images do not have the aspect ratio" in caplog.text and scene.images.shape[1:3] == (48, 64)
-    K = scene.cameras.K[2]
-    assert K[0, 0] == pytest.approx(70 * 64 / 48) and K[1, 1] == pytest.approx(73 * 48 / 64) and K[0, 2] == pytest.approx(31.5)
-
-
 def test_recognition(tmp_path, caplog):
     written = formats.make(n_views=3)
     for layout, write in WRITERS.items():
