@@ -25,7 +25,8 @@ def _named_or_xyz(value: Any, names: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy"] = "auto"  # the reader; auto: by the files of the folder
+    # the reader; auto: by the files of the folder
+    name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy", "sdfstudio", "llff", "middlebury", "metashape"] = "auto"
     root_dir: str = "inputs/demo"  # folder of the scene
     img_downscale: float = 1.0  # divide the image size by this
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]

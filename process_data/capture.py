@@ -52,6 +52,11 @@ class Capture:
     given: np.ndarray | None = None  # [4, 4] unit sphere to world, a region of interest in the files
     auto_up: str = "given"  # the meaning of dataset.up=auto
     read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
+    reduced: int = 1  # the files are copies that are this many times smaller; dataset.img_downscale counts from the originals
+
+    def downscale(self, wanted: float) -> float:
+        """The factor by which the files are still to be reduced."""
+        return wanted if self.reduced == 1 else max(1.0, wanted / self.reduced)
 
 
 # ---- cameras from files ----
@@ -194,7 +199,7 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3])."""
     views = capture.views
     sizes = _collected(lambda view: image_size(view.image), views)
-    size = new_size(*_common_size(sizes, capture, log), cfg.img_wh, cfg.img_downscale)
+    size = new_size(*_common_size(sizes, capture, log), cfg.img_wh, capture.downscale(cfg.img_downscale))
     has_files = cfg.masks and views[0].mask is not None
     line = check_fits(len(views), *size, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
     log.info("%s", line)
