@@ -32,6 +32,7 @@ class DatasetConfig:
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them
+    triangulate: bool = True  # a scene with neither points nor masks: triangulate points (pycolmap), kept in its points.ply
     clean_edges: bool = True  # training: replace the mixed pixels just inside a mask's edge by the object's colour nearby
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
