@@ -186,6 +186,7 @@ def _model(pycolmap, database, names: list[str], K: list[np.ndarray], c2w: np.nd
 def _points(pycolmap, model, work: Path) -> np.ndarray | None:
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed, options.triangulation.random_seed, options.extract_colors = SEED, SEED, False
+    options.num_threads = 1  # sums in one order: the points are the same in every run
     (work / "model").mkdir()
     solved = pycolmap.triangulate_points(model, work / "database.db", work, work / "model", options=options)
     found = [Point(tuple(p.xyz), p.error, p.track.length()) for _, p in sorted(solved.points3D.items())]
@@ -216,7 +217,7 @@ def triangulate(pycolmap, views: "list[View]", develop: Develop) -> np.ndarray:
                 _verify(pycolmap, database, ids, chosen, K, c2w)
             points = _points(pycolmap, model, work)
         except (RuntimeError, ValueError) as error:  # exceptions of COLMAP's C++ code
-            raise UserError(f"triangulation failed ({str(error).strip().splitlines()[-1][:120]})") from None
+            raise UserError(f"triangulation failed ({str(error).strip()[-120:]})") from None
     return np.zeros((0, 3)) if points is None else points * scale + middle
 
 
