@@ -25,12 +25,14 @@ def _named_or_xyz(value: Any, names: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy"] = "auto"  # the reader; auto: by the files of the folder
+    # the reader; auto: by the files of the folder
+    name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy", "sdfstudio", "llff", "middlebury", "metashape"] = "auto"
     root_dir: str = "inputs/demo"  # folder of the scene
     img_downscale: float = 1.0  # divide the image size by this
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them
+    triangulate: bool = True  # a scene with neither points nor masks: triangulate points (pycolmap), kept in its points.ply
     clean_edges: bool = True  # training: replace the mixed pixels just inside a mask's edge by the object's colour nearby
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz

@@ -18,6 +18,7 @@ from confs.schema import DatasetConfig
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
 from process_data.normalize import new_sizes, points_to_sphere, resize_intrinsics, split_views, to_sphere
 from process_data.region import Views, choose_region
+from process_data.triangulate import scene_points
 from utils.errors import UserError, raise_all
 from utils.image import as_rgb, image_size, read_raster, resize
 from utils.memory import check_fits
@@ -53,6 +54,11 @@ class Capture:
     auto_up: str = "given"  # the meaning of dataset.up=auto
     tracks: np.ndarray | None = None  # [M, 2] pairs (point, view): the views that see each point
     read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
+    reduced: int = 1  # the files are copies that are this many times smaller; dataset.img_downscale counts from the originals
+
+    def downscale(self, wanted: float) -> float:
+        """The factor by which the files are still to be reduced."""
+        return wanted if self.reduced == 1 else max(1.0, wanted / self.reduced)
 
 
 # ---- cameras from files ----
@@ -152,6 +158,20 @@ class _Developer:
         return small if mapping is None else resample(small, mapping)
 
 
+def developed(view: View, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 [H, W, 3], K [3, 3] without skew) of a photograph: undistorted, its longer side at most `longest`. Raises UserError."""
+    file_size = image_size(view.image)
+    factor = min(1.0, longest / max(file_size))
+    size = (max(1, round(file_size[0] * factor)), max(1, round(file_size[1] * factor)))
+    developer = _Developer({file_size: size})
+    K = developer.camera(view, file_size)
+    pixels = as_rgb(developer.pixels(read_raster(view.image), view, file_size))
+    if not K[0, 1]:
+        return pixels, K
+    straight = K * np.array([[1, 0, 1], [1, 1, 1], [1, 1, 1]])
+    return resample(pixels, sampling_map(Lens(), K, straight, *size)), straight
+
+
 def _alpha_over_white(raster: np.ndarray) -> np.ndarray:
     alpha = raster[..., 3:].astype(np.float32) / 255
     return np.rint(raster[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
@@ -197,7 +217,8 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     """
     views = capture.views
     sizes = _collected(lambda view: image_size(view.image), views)
-    trained = new_sizes(sizes, cfg.img_wh, cfg.img_downscale)
+    factor = None if cfg.img_downscale is None else capture.downscale(cfg.img_downscale)
+    trained = new_sizes(sizes, cfg.img_wh, factor)
     _log_sizes(sizes, trained, capture, log)
     width, height = (max(side) for side in zip(*trained))
     has_files = cfg.masks and views[0].mask is not None
@@ -247,12 +268,13 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         train = tuple(i for i in range(n) if i not in set(test))
     else:
         train, test = split_views(n, cfg.hold_every)
-    views = Views(K, c2w, sizes, capture.points, masks, train)
+    found, tracks = capture.points, capture.tracks
+    if cfg.triangulate and found is None and masks is None and capture.given is None:
+        found = scene_points(capture.root, capture.views, developed, log)
+    views = Views(K, c2w, sizes, found, masks, train)
     to_world, line = choose_region(views, cfg, capture.given, capture.auto_up)
     log.info("%s", line)
-    points = None
-    if capture.points is not None:
-        points = torch.from_numpy(points_to_sphere(capture.points, to_world)).float()
+    points = None if found is None else torch.from_numpy(points_to_sphere(found, to_world)).float()
     local = torch.from_numpy(to_sphere(c2w, to_world)).float()
     return Scene(
         name=capture.root.resolve().name,

@@ -2,7 +2,7 @@
 
 Points xy [P, 2] lie on the plane z = 1 of the camera (x right, y down). `distort` maps pinhole projections to distorted ones. Models:
 "brown" with k1 k2 p1 p2 k3 k4 k5 k6 (OpenCV's rational model, OPENCV and FULL_OPENCV of COLMAP;
-https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html), "fisheye" with k1..k4 (Kannala and Brandt 2006, OpenCV's fisheye), and
+https://docs.opencv.org/4.x/d9/d0c/group__calib3d.html) and a coefficient of r^8 in its numerator (Metashape's k4), "fisheye" with k1..k4 (Kannala and Brandt 2006, OpenCV's fisheye), and
 "fov" with one angle in radians (Devernay and Faugeras 2001).
 """
 
@@ -37,10 +37,10 @@ def _padded(lens: Lens, n: int) -> tuple[float, ...]:
 
 
 def _brown(lens: Lens, xy: np.ndarray) -> np.ndarray:
-    k1, k2, p1, p2, k3, k4, k5, k6 = _padded(lens, 8)
+    k1, k2, p1, p2, k3, k4, k5, k6, r8 = _padded(lens, 9)
     x, y = xy[:, 0], xy[:, 1]
     r2 = x * x + y * y
-    radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+    radial = (1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * r8)))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
     dx = 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
     dy = p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
     return np.stack([x * radial + dx, y * radial + dy], 1)

@@ -10,20 +10,35 @@ from process_data.blender import read_blender
 from process_data.colmap import MODEL_FOLDERS, read_colmap
 from process_data.dtu import read_dtu
 from process_data.glossy import read_glossy
+from process_data.llff import read_llff
+from process_data.metashape import NAMES, read_metashape
+from process_data.middlebury import read_middlebury
+from process_data.sdfstudio import read_sdfstudio
 from process_data.transforms import read_transforms
 from utils.errors import UserError
 from utils.image import SUFFIXES
 from utils.rays import Scene
 
-READERS = {"dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap, "glossy": read_glossy}
-SIGNS = {  # layout -> files that identify it, in order of preference
+READERS = {
+    "dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap, "glossy": read_glossy,
+    "sdfstudio": read_sdfstudio, "llff": read_llff, "middlebury": read_middlebury, "metashape": read_metashape,
+}  # fmt: skip
+SIGNS = {  # layout -> files that identify it (* stands for any characters), in order of preference
     "dtu": ("cameras_sphere.npz", "cameras.npz"),
     "blender": ("transforms_train.json",),
     "transforms": ("transforms.json",),
     "colmap": tuple(f"{folder}/images.{suffix}".removeprefix("./") for suffix in ("bin", "txt") for folder in MODEL_FOLDERS),
     "glossy": ("0-camera.pkl",),
+    "sdfstudio": ("meta_data.json",),
+    "metashape": NAMES,
+    "llff": ("poses_bounds.npy",),
+    "middlebury": ("*_par.txt",),
 }
 LOG = logging.getLogger("neus")
+
+
+def _holds(root: Path, sign: str) -> bool:
+    return any(root.glob(sign)) if "*" in sign else (root / sign).exists()
 
 
 def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
@@ -36,7 +51,7 @@ def recognise(cfg: DatasetConfig, log: logging.Logger = LOG) -> str:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set dataset.root_dir to the folder of your scene")
     signs = {**SIGNS, "dtu": (cfg.cameras,) if cfg.cameras else SIGNS["dtu"]}
-    found = {layout: sign for layout, names in signs.items() for sign in reversed(names) if (root / sign).exists()}
+    found = {layout: sign for layout, names in signs.items() for sign in reversed(names) if _holds(root, sign)}
     if found:
         layout, others = next(iter(found)), list(found)[1:]
         more = f" (also possible: {', '.join(others)}; set dataset.name)" if others else ""

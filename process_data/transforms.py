@@ -1,14 +1,16 @@
 """`transforms.json` of instant-ngp and nerfstudio: frames with camera-to-world matrices (OpenGL axes), intrinsics and distortion.
 
 Intrinsics and distortion are given for all frames or for each frame, which has precedence; pixel centres are at +0.5. nerfstudio's
-`applied_transform` is inverted, so that the world is that of the original reconstruction.
+`applied_transform` and `applied_scale` are undone: the world, and with it every mesh, is that of the reconstruction that nerfstudio was
+given (COLMAP's, for example), in which users have their other data. The frames that `test_filenames` and `val_filenames` name are held
+out.
 https://docs.nerf.studio/quickstart/data_conventions.html
 """
 
 import json
 import logging
 import math
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -40,7 +42,7 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def _number(record: dict, key: str, where: str) -> float | None:
+def number(record: dict, key: str, where: str) -> float | None:
     """The finite number under the key, None when absent. Raises UserError."""
     value = record.get(key)
     if value is None:
@@ -52,7 +54,7 @@ def _number(record: dict, key: str, where: str) -> float | None:
 
 def _lens(record: dict, where: str) -> Lens:
     model = record.get("camera_model", "OPENCV")
-    k = {key: _number(record, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")}
+    k = {key: number(record, key, where) or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")}
     if model == "OPENCV_FISHEYE" or record.get("is_fisheye") is True:
         return Lens("fisheye", (k["k1"], k["k2"], k["k3"], k["k4"]))
     if model in PINHOLES:
@@ -68,10 +70,10 @@ def _lens(record: dict, where: str) -> Lens:
 
 def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[int, int], Lens]:
     """(K [3, 3], (width, height), lens) of a frame merged with the values for all frames. Raises UserError."""
-    width, height = (_number(record, key, where) for key in ("w", "h"))
+    width, height = (number(record, key, where) for key in ("w", "h"))
     size = (round(width), round(height)) if width and height else image_size(image)
-    fx, fy = _number(record, "fl_x", where), _number(record, "fl_y", where)
-    for axis, angle in enumerate(_number(record, key, where) for key in ("camera_angle_x", "camera_angle_y")):
+    fx, fy = number(record, "fl_x", where), number(record, "fl_y", where)
+    for axis, angle in enumerate(number(record, key, where) for key in ("camera_angle_x", "camera_angle_y")):
         if angle is not None and not 0 < angle < math.pi:
             raise UserError(f"{where}: camera_angle_{'xy'[axis]} is {angle:g}, expected radians between 0 and pi; check the export")
         from_angle = None if angle is None else size[axis] / 2 / math.tan(angle / 2)
@@ -79,7 +81,7 @@ def camera_of(record: dict, image: Path, where: str) -> tuple[np.ndarray, tuple[
     fx, fy = fx or fy, fy or fx
     if fx is None or fy is None:
         raise UserError(f"{where}: no focal length; expected fl_x in pixels or camera_angle_x in radians")
-    cx, cy = _number(record, "cx", where), _number(record, "cy", where)
+    cx, cy = number(record, "cx", where), number(record, "cy", where)
     K = checked_intrinsics(fx, fy, size[0] / 2 if cx is None else cx, size[1] / 2 if cy is None else cy, size, where)
     return K, size, _lens(record, where)
 
@@ -156,7 +158,7 @@ def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
     """Inverse [4, 4] of nerfstudio's applied_transform and applied_scale, None without them. Raises UserError."""
     if data.get("applied_transform") is None and data.get("applied_scale") is None:
         return None
-    scale = _number(data, "applied_scale", str(path)) or 1.0
+    scale = number(data, "applied_scale", str(path)) or 1.0
     matrix = np.eye(4)
     if data.get("applied_transform") is not None:
         matrix[:3] = checked_pose(data["applied_transform"], f"{path}: applied_transform")
@@ -164,10 +166,43 @@ def _undo_applied(data: dict, path: Path) -> np.ndarray | None:
     return np.linalg.inv(matrix)
 
 
+def _named(data: dict, key: str, path: Path) -> set[Path] | None:
+    """The image files of a list of names, None without such a list. Raises UserError."""
+    names = data.get(key)
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: {key}: expected a list of file names; export it again")
+    return {found for found in (find_image(path.parent, name) for name in names) if found}
+
+
+def split_by_names(data: dict, views: list[View], path: Path, log: logging.Logger) -> tuple[list[View], tuple[int, ...] | None]:
+    """(the views of the splits, indices of those held out) by nerfstudio's lists of names; (views, None) without lists.
+
+    Held out are the test and val files that are not train files too. Without `train_filenames` all others are for training; with it alone,
+    the others are held out. Views in none of the lists are left out, with a warning. Raises UserError.
+    """
+    train, val, test = (_named(data, f"{split}_filenames", path) for split in ("train", "val", "test"))
+    if train is None and val is None and test is None:
+        return views, None
+    everything = {view.image for view in views}
+    held = (val or set()) | (test or set()) if val is not None or test is not None else everything
+    train = everything - held if train is None else train
+    kept = [view for view in views if view.image in train or view.image in held]
+    if len(kept) < len(views):
+        log.warning("%s: %d of %d frames are in no split; they are left out", path, len(views) - len(kept), len(views))
+    chosen = tuple(i for i, view in enumerate(kept) if view.image not in train)
+    log.info("%s: %d views to train on, %d held out by its lists", path, len(kept) - len(chosen), len(chosen))
+    return kept, chosen
+
+
 def _points(data: dict, path: Path, log: logging.Logger) -> np.ndarray | None:
     """Points [P, 3] of `ply_file_path`, in the frame of the transforms; None without such a file, with a warning when it is unreadable."""
     name = data.get("ply_file_path")
-    if not isinstance(name, str) or not _is_file(path.parent, name):
+    if not isinstance(name, str):
+        return None
+    name = name if _is_file(path.parent, name) else PureWindowsPath(name).as_posix()
+    if not _is_file(path.parent, name):
         return None
     try:
         return read_ply_points(path.parent / name)
@@ -187,13 +222,14 @@ def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture
         raise UserError(f"{path}: no such file; set dataset.root_dir to the folder that holds transforms.json")
     data = read_json(path)
     views = read_frames(path, cfg, log, ("masks", "mask"))
+    views, test = split_by_names(data, views, path, log)
     masks_complete(views, path.parent, "masks")
     points, undo = _points(data, path, log), _undo_applied(data, path)
     if undo is not None:
         scale = np.cbrt(np.linalg.det(undo[:3, :3]))
         views = [_moved(view, undo, scale) for view in views]
         points = None if points is None else points @ undo[:3, :3].T + undo[:3, 3]
-    return Capture(path.parent, views, points)
+    return Capture(path.parent, views, points, test, auto_up="given" if undo is None else "cameras")
 
 
 def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

@@ -16,7 +16,7 @@ from systems.base import RaySystem, cut_out, picture_background
 from systems.validate import truth_of
 from utils.files import write_atomic
 from utils.log import RunFolder
-from utils.rays import Cameras, Rays, Scene, sphere_span
+from utils.rays import Rays, Scene, sphere_span
 
 log = logging.getLogger("neus")
 STEPS, RAYS = 120, 512  # of the fit of one held-out camera
@@ -140,13 +140,9 @@ def write_cameras(scene: Scene, run: RunFolder) -> None:
         pose = np.eye(4)
         pose[:3, :3] = to_world[:3, :3] / scale @ c2w[:, :3] @ np.diag([1.0, -1.0, -1.0])
         pose[:3, 3] = to_world[:3, :3] @ c2w[:, 3] + to_world[:3, 3]
-        h, w = _size(scene.cameras, i)
+        w, h = scene.cameras.size(i)
         frames.append(
             {"file_path": name, "w": w, "h": h, "fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2] + 0.5, "cy": K[1, 2] + 0.5,
              "held_out": i in scene.test, "transform_matrix": pose.tolist()}
         )  # fmt: skip
     write_atomic(run / "cameras.json", json.dumps({"frames": frames}, indent=1).encode())
-
-
-def _size(cameras: Cameras, i: int) -> tuple[int, int]:
-    return cameras.height, cameras.width

@@ -166,3 +166,73 @@ def write_colmap(folder: Path, w: Written, text: bool = False, sub: str = "left/
     rows = [struct.pack("<Q3d3BdQ6i", i, *p, 9, 9, 9, 0.5, 3, 1, 0, 2, 0, 3, 0) for i, p in enumerate(x)]
     (sparse / "points3D.bin").write_bytes(struct.pack("<Q", len(rows)) + b"".join(rows))
     return folder
+
+
+def write_sdfstudio(folder: Path, w: Written, more: dict | None = None) -> Path:
+    """sdfstudio's file: cameras around the unit sphere, and `worldtogt` to the world."""
+    to_gt = np.diag([SCALE, SCALE, SCALE, 1.0])
+    to_gt[:3, 3] = CENTRE
+    K, frames = np.eye(4), []
+    K[:3, :3] = w.K
+    K[:2, 2] += 0.5
+    for i, (c2w, image) in enumerate(zip(w.c2w, w.images)):
+        write_png(folder / f"{i:06d}_rgb.png", image)
+        pose = np.eye(4)
+        pose[:3] = np.concatenate([c2w[:, :3], (c2w[:, 3:] - CENTRE[:, None]) / SCALE], 1)
+        frames.append({"rgb_path": f"{i:06d}_rgb.png", "camtoworld": pose.tolist(), "intrinsics": K.tolist()})
+    h, width = w.images[0].shape[:2]
+    data = {"camera_model": "OPENCV", "height": h, "width": width, "has_mono_prior": False, "worldtogt": to_gt.tolist()}
+    box = {"aabb": [[-1, -1, -1], [1, 1, 1]], "near": 0.5, "far": 4.5, "radius": 1.0, "collider_type": "near_far"}
+    (folder / "meta_data.json").write_text(json.dumps({**data, "scene_box": box, **(more or {}), "frames": frames}))
+    return folder
+
+
+def write_llff(folder: Path, w: Written, images: str = "images") -> Path:
+    """LLFF's array: axes down, right, backwards; one focal length, the principal point in the middle."""
+    h, width = w.images[0].shape[:2]
+    rows = []
+    for i, (c2w, image) in enumerate(zip(w.c2w, w.images)):
+        write_png(folder / images / f"image{i:03d}.png", image)
+        matrix = np.stack([c2w[:, 1], c2w[:, 0], -c2w[:, 2], c2w[:, 3], [h, width, w.K[0, 0]]], 1)
+        rows.append([*matrix.ravel(), 1.0, 20.0])
+    np.save(folder / "poses_bounds.npy", np.array(rows))
+    return folder
+
+
+def write_middlebury(folder: Path, w: Written) -> Path:
+    """Names, K, R and t of world to camera."""
+    lines = [str(len(w.images))]
+    for i, (c2w, image) in enumerate(zip(w.c2w, w.images)):
+        write_png(folder / f"ellipsoid{i:04d}.png", image)
+        R = c2w[:, :3].T
+        lines.append(" ".join([f"ellipsoid{i:04d}.png", *(repr(float(x)) for x in (*w.K.ravel(), *R.ravel(), *-(R @ c2w[:, 3])))]))
+    (folder / "ellipsoid_par.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_metashape(folder: Path, w: Written, cameras: str = "", calibration: str = "") -> Path:
+    """Metashape's XML: cameras in the frame of a chunk that a similarity maps to the world; more cameras and coefficients as text."""
+    h, width = w.images[0].shape[:2]
+    k1, k2, p1, p2, k3 = (*w.lens, *[0.0] * 5)[:5]
+    values = {"f": w.K[1, 1], "cx": w.K[0, 2] + 0.5 - width / 2, "cy": w.K[1, 2] + 0.5 - h / 2, "b1": w.K[0, 0] - w.K[1, 1]}
+    values |= {"b2": w.K[0, 1], "k1": k1, "k2": k2, "k3": k3, "p1": p2, "p2": p1}
+    turn = cv2.Rodrigues(np.array([0.3, -0.8, 0.5]))[0]
+    text = []
+    for i, (c2w, image) in enumerate(zip(w.c2w, w.images)):
+        write_png(folder / f"images/IMG_{i:04d}.png", image)
+        pose = np.eye(4)
+        pose[:3] = np.concatenate([turn.T @ c2w[:, :3], turn.T @ (c2w[:, 3:] - CENTRE[:, None]) / SCALE], 1)
+        matrix = " ".join(repr(float(x)) for x in pose.ravel())
+        text.append(f'<camera id="{i}" sensor_id="0" component_id="0" label="IMG_{i:04d}"><transform>{matrix}</transform></camera>')
+    numbers = "".join(f"<{tag}>{float(value)!r}</{tag}>" for tag, value in values.items()) + calibration
+    size = f'<resolution width="{width}" height="{h}"/>'
+    rotation, shift = (" ".join(repr(float(x)) for x in array.ravel()) for array in (turn, CENTRE))
+    (folder / "cameras.xml").write_text(
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<document version="2.0.0"><chunk label="Chunk 1" enabled="true"><sensors next_id="1">'
+        f'<sensor id="0" label="camera" type="frame">{size}<calibration type="frame" class="initial">{size}<f>1</f></calibration>'
+        f'<calibration type="frame" class="adjusted">{size}{numbers}</calibration></sensor></sensors>'
+        f'<cameras next_id="9" next_group_id="1">{"".join(text[:3])}<group id="0">{"".join(text[3:])}</group>{cameras}</cameras>'
+        f'<transform><rotation locked="false">{rotation}</rotation><translation locked="false">{shift}</translation>'
+        f'<scale locked="false">{SCALE}</scale></transform></chunk></document>\n'
+    )
+    return folder
