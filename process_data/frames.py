@@ -1,7 +1,8 @@
-"""Frames of a video for structure from motion: the sharpest frame of each interval of camera motion."""
+"""Frames of a video for structure from motion: the sharpest frame of each interval of camera motion, upright and in SDR."""
 
 import itertools
 import logging
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,12 @@ VIDEOS = (".mp4", ".mov", ".m4v")
 ANALYSIS_SIZE = 640  # pixels of the longer side for sharpness and motion
 MOTION = 0.04  # of the longer side: the median feature displacement after which an interval ends
 MAX_FRAMES = 200  # chosen frames; with more intervals, neighbouring ones are merged
+HDR = re.compile(r"^\s*Stream #.*: Video: .*\b(arib-std-b67|smpte2084)\b", re.MULTILINE)  # ffmpeg's names of HLG and PQ
+# linear light with the white of ITU-R BT.2408, 203 cd/m2, at 1; BT.709 primaries; highlights compressed; the matrix of JFIF
+TO_SDR = (
+    "zscale=tin={transfer}:min=bt2020nc:pin=bt2020:t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,"
+    "tonemap=mobius:desat=0,zscale=t=bt709:m=170m:r=full,format=yuvj420p"
+)
 TRACKED = 0.4  # share of features that must survive tracking; otherwise the interval ends
 
 
@@ -30,6 +37,27 @@ def _ffmpeg() -> str:
 def _input(video: Path) -> list[str]:
     """Arguments that read the video; a container may refer to local files alone."""
     return [_ffmpeg(), "-v", "error", "-nostdin", "-protocol_whitelist", "file,pipe", "-i", str(video.resolve())]
+
+
+def _hdr_transfer(video: Path) -> str | None:
+    """The transfer function of an HDR video, HLG or PQ, by ffmpeg's name; None for SDR."""
+    command = [_ffmpeg(), "-hide_banner", "-nostdin", "-protocol_whitelist", "file,pipe", "-i", str(video.resolve())]
+    found = HDR.search(subprocess.run(command, capture_output=True, check=False).stderr.decode("utf-8", "replace"))
+    return found[1] if found else None
+
+
+def _filters(video: Path) -> list[str]:
+    """ffmpeg's filters from the frames of a video to SDR in the colour matrix of JPEG."""
+    transfer = _hdr_transfer(video)
+    if transfer is None:
+        return ["scale=out_color_matrix=bt601:out_range=full"]
+    name = "HLG" if transfer == "arib-std-b67" else "PQ"
+    listed = subprocess.run([_ffmpeg(), "-hide_banner", "-filters"], capture_output=True, check=False, text=True).stdout.split()
+    if not {"zscale", "tonemap"} <= set(listed):
+        LOG.warning("%s: HDR video (%s), and this ffmpeg lacks the filters zscale and tonemap: the frames look pale", video, name)
+        return ["scale=out_color_matrix=bt601:out_range=full"]
+    LOG.info("%s: HDR video (%s), tone-mapped to SDR", video, name)
+    return [TO_SDR.format(transfer=transfer)]
 
 
 def _failed(video: Path, error: str) -> UserError:
@@ -94,9 +122,9 @@ def extract_frames(video: Path, target: Path) -> list[Path]:
     if len(chosen) < LEAST:
         raise UserError(f"{video}: {len(chosen)} frames with camera motion between them, expected at least {LEAST}; {ADVICE}")
     target.mkdir(parents=True, exist_ok=True)
-    select = "select='" + "+".join(f"eq(n,{i})" for i in chosen) + "'"
-    command = [*_input(video), "-vf", select, "-fps_mode", "passthrough", "-an", "-q:v", "2", str(target.resolve() / "frame_%04d.jpg")]
-    done = subprocess.run(command, capture_output=True, check=False)
+    filters = ["select='" + "+".join(f"eq(n,{i})" for i in chosen) + "'", *_filters(video)]
+    command = [*_input(video), "-vf", ",".join(filters), "-fps_mode", "passthrough", "-an", "-q:v", "2", "frame_%04d.jpg"]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=target)  # a % in the folder's name is none of the pattern's
     written = sorted(target.glob("frame_*.jpg"))
     if len(written) != len(chosen):
         raise _failed(video, done.stderr.decode("utf-8", "replace"))

@@ -1,5 +1,6 @@
 """Meshes: cleaning, culling, files and pictures. `utils/marching_cubes.py` extracts them."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from utils.files import write_atomic
 from utils.projection import project
 from utils.rays import Cameras
 
+LOG = logging.getLogger("neus")
 FORMATS = (".ply", ".obj")
+READABLE = (*FORMATS, ".stl", ".off", ".glb", ".xyz")
+ARCHIVES = (".zip", ".3mf", ".3dxml", ".zae", ".gz", ".tgz", ".bz2", ".xz", ".tar", ".7z", ".rar")
+MAX_BYTES = 1 << 31  # of a mesh file that is read; the parsers take several times as much memory
 
 
 # ------------------------------------------------------------------------------------------------ cleaning
@@ -130,27 +135,52 @@ def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
 def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
     """Read a mesh without merging its vertices. points: a file without faces is accepted, as a mesh without faces.
 
-    Raises UserError when the file is missing, of an unknown format, unreadable or empty.
+    Vertices that are not finite are dropped with their faces, and counted in the log. Materials and textures are not read, nor other files
+    that this one names. Raises UserError when the file is missing, of an unknown format, too large, unreadable or empty.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such mesh file; give the path of a .ply or .obj")
-    if path.suffix.lower().lstrip(".") not in trimesh.available_formats():
-        raise UserError(f"{path}: '{path.suffix}' is not a kind of mesh this program reads; use .ply or .obj")
+    _check_mesh_file(path)
     try:
-        loaded: Any = trimesh.load(path, process=False, maintain_order=True)
+        with path.open("rb") as file:  # not its name: trimesh would open the files that it refers to
+            kind = path.suffix.lower().lstrip(".")
+            loaded: Any = trimesh.load(file, file_type=kind, process=False, maintain_order=True, skip_materials=True)
         if isinstance(loaded, trimesh.Scene):
             loaded = loaded.to_mesh() if loaded.geometry else trimesh.Trimesh()
         if not isinstance(loaded, trimesh.Trimesh):
             loaded = trimesh.Trimesh(np.asarray(loaded.vertices), process=False)
     except Exception as error:  # the parsers of trimesh raise many kinds of exception
-        raise UserError(f"{path}: not a readable mesh ({type(error).__name__}: {error}); copy or export the file again") from error
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{path}: not a readable mesh ({what}); copy or export the file again") from error
+    if len(loaded.faces) and (loaded.faces.min() < 0 or loaded.faces.max() >= len(loaded.vertices)):
+        raise UserError(f"{path}: damaged: indices in faces beyond the {len(loaded.vertices)} vertices; export the mesh again")
+    loaded = _finite_part(loaded, path)
     if not len(loaded.vertices) or not (points or len(loaded.faces)):
         raise UserError(f"{path}: {len(loaded.vertices)} vertices and {len(loaded.faces)} faces, so no surface; give a file with triangles")
-    indices = loaded.faces if len(loaded.faces) else np.zeros((1, 3), int)
-    if not np.isfinite(loaded.vertices).all() or indices.min() < 0 or indices.max() >= len(loaded.vertices):
-        raise UserError(f"{path}: damaged: vertices that are not finite, or indices in faces beyond the vertices; export the mesh again")
     return loaded
+
+
+def _check_mesh_file(path: Path) -> None:
+    """Raises UserError for a mesh file that should not be opened."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such mesh file; give the path of a .ply or .obj")
+    if path.suffix.lower() in ARCHIVES:
+        raise UserError(f"{path}: '{path.suffix}' is an archive; unpack it and give the .ply or .obj inside")
+    if path.suffix.lower() not in READABLE:
+        raise UserError(f"{path}: '{path.suffix}' is not a kind of mesh this program reads ({', '.join(READABLE)}); use .ply or .obj")
+    if path.stat().st_size > MAX_BYTES:
+        size = path.stat().st_size / 2**30
+        raise UserError(f"{path}: {size:.1f} GiB, expected at most {MAX_BYTES / 2**30:.0f}; simplify the mesh, or sample fewer points")
+
+
+def _finite_part(mesh: trimesh.Trimesh, path: Path) -> trimesh.Trimesh:
+    """The mesh without the vertices that are not finite and without their faces; the log counts them."""
+    finite = np.isfinite(np.asarray(mesh.vertices)).all(axis=1)
+    if finite.all():
+        return mesh
+    faces = np.asarray(mesh.faces)
+    keep = finite[faces].all(1)
+    LOG.warning("%s: %d of %d vertices are not finite: dropped with %d faces", path, (~finite).sum(), len(finite), (~keep).sum())
+    return take_faces(mesh, keep) if len(faces) else trimesh.Trimesh(np.asarray(mesh.vertices)[finite], process=False)
 
 
 # ------------------------------------------------------------------------------------------------ pictures

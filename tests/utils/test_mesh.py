@@ -1,3 +1,5 @@
+import zipfile
+
 import mcubes
 import numpy as np
 import pytest
@@ -195,6 +197,47 @@ def test_bad_files(tmp_path):
         M.save_mesh(trimesh.creation.box(), tmp_path / "file" / "m.ply")
     with pytest.raises(UserError, match=r"'\.xyz'"):
         M.save_mesh(trimesh.creation.box(), tmp_path / "m.xyz")
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".obj"])
+def test_vertices_that_are_not_finite_are_dropped(tmp_path, suffix, caplog):
+    mesh = trimesh.creation.icosphere(2, 0.7)
+    used = int((mesh.faces == 5).any(1).sum())
+    vertices = np.array(mesh.vertices)
+    vertices[5] = np.nan
+    M.save_mesh(trimesh.Trimesh(vertices, mesh.faces, process=False), tmp_path / f"m{suffix}")
+    back = M.load_mesh(tmp_path / f"m{suffix}")
+    assert len(back.faces) == len(mesh.faces) - used and np.isfinite(back.vertices).all() and back.bounds[1].max() == pytest.approx(0.7)
+    assert f"1 of {len(vertices)} vertices are not finite: dropped with {used} faces" in caplog.text
+
+
+def test_points_that_are_not_finite_are_dropped(tmp_path):
+    cloud = np.vstack([np.eye(3), [[np.inf, 0, 0]]])
+    trimesh.PointCloud(cloud).export(tmp_path / "p.ply")
+    assert np.array_equal(M.load_mesh(tmp_path / "p.ply", points=True).vertices, np.eye(3))
+    trimesh.PointCloud(cloud * np.nan).export(tmp_path / "none.ply")
+    with pytest.raises(UserError, match="0 vertices"):
+        M.load_mesh(tmp_path / "none.ply", points=True)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".3mf", ".gz", ".bz2", ".tar"])
+def test_archives_are_refused_before_they_are_opened(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(trimesh, "load", lambda *a, **k: pytest.fail("opened"))
+    with zipfile.ZipFile(tmp_path / f"m{suffix}", "w") as archive:
+        archive.writestr("m.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    with pytest.raises(UserError, match="is an archive; unpack it"):
+        M.load_mesh(tmp_path / f"m{suffix}")
+
+
+def test_large_files_and_false_counts_are_refused(tmp_path, monkeypatch):
+    xyz = "property float x\nproperty float y\nproperty float z\n"
+    for kind, body in (("ascii", ""), ("binary_little_endian", ""), ("binary_little_endian", xyz)):
+        (tmp_path / "m.ply").write_text(f"ply\nformat {kind} 1.0\nelement vertex 999999999999\n{body}end_header\n0 0 0\n")
+        with pytest.raises(UserError, match=r"m\.ply"):
+            M.load_mesh(tmp_path / "m.ply", points=True)
+    monkeypatch.setattr(M, "MAX_BYTES", 50)
+    with pytest.raises(UserError, match="GiB, expected at most"):
+        M.load_mesh(tmp_path / "m.ply")
 
 
 def test_transform_keeps_normals_outside():
