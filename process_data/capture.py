@@ -16,7 +16,8 @@ import torch
 
 from confs.schema import DatasetConfig
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
-from process_data.normalize import new_size, points_to_sphere, resize_intrinsics, split_views, to_sphere
+from process_data.markers import Board, Shot, measure
+from process_data.normalize import new_size, points_to_sphere, resize_intrinsics, similarity_parts, split_views, to_sphere
 from process_data.region import Views, choose_region
 from utils.errors import UserError, raise_all
 from utils.image import as_rgb, image_size, read_raster, resize
@@ -50,7 +51,7 @@ class Capture:
     points: np.ndarray | None = None  # [P, 3] world
     test: tuple[int, ...] | None = None  # held-out views of the split in the files; None: every cfg.hold_every-th view
     given: np.ndarray | None = None  # [4, 4] unit sphere to world, a region of interest in the files
-    auto_up: str = "given"  # the meaning of dataset.up=auto
+    auto_up: str = "given"  # the meaning of dataset.up=auto; "estimated" where the axes of the world mean nothing
     read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
 
 
@@ -228,6 +229,16 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     return images, masks, masks is not None and not has_files, K
 
 
+def _board(capture: Capture, cfg: DatasetConfig, log: logging.Logger) -> Board | None:
+    """The markers in the photographs, where dataset.marker_size says that there are some. Raises UserError."""
+    if cfg.marker_size is None:
+        return None
+    shots = [Shot(view.image, _fitted(view, image_size(view.image)), view.lens, view.c2w) for view in capture.views]
+    board = measure(shots, cfg.marker_size, str(capture.root), WORKERS)
+    log.info("%s", board.line)
+    return board
+
+
 def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
@@ -241,8 +252,10 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
     else:
         train, test = split_views(n, cfg.hold_every)
     views = Views(K, c2w, (width, height), capture.points, masks, train)
-    to_world, line = choose_region(views, cfg, capture.given, capture.auto_up)
+    board = _board(capture, cfg, log)
+    to_world, line = choose_region(views, cfg, capture.given, capture.auto_up, None if board is None else board.up)
     log.info("%s", line)
+    as_given = cfg.up == "given" or (cfg.up == "auto" and capture.auto_up == "given")
     points = None
     if capture.points is not None:
         points = torch.from_numpy(points_to_sphere(capture.points, to_world)).float()
@@ -257,4 +270,7 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         names=tuple(view.name for view in capture.views),
         test_background="image" if masks is None or not cfg.apply_mask else "white" if from_alpha else "black",
         points=points,
+        arbitrary_world=capture.auto_up != "given",
+        up=None if as_given else torch.from_numpy(similarity_parts(to_world)[1][:, 2].copy()),
+        metres_per_unit=None if board is None else board.metres_per_unit,
     )

@@ -137,7 +137,7 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     if (root / OBJECT).is_file():
         points = object_points(root / OBJECT)
     log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
-    return Capture(root, views, points, auto_up="cameras")
+    return Capture(root, views, points, auto_up="estimated")
 
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

@@ -69,7 +69,7 @@ class RaySystem:
                 log.warning("loss.%s has no effect: %s has no %s", name, scene.name, what)
 
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
-        """What `--mesh` writes; returns the mesh in world units."""
+        """Write what `--mesh` writes; returns the mesh in the world of the cameras, in its units."""
         return export_mesh(self, scene, self.cfg, run, self.device)
 
     def slow_stats(self, progress: float) -> dict[str, float]:
