@@ -17,6 +17,7 @@ import numpy as np
 
 from process_data.axes import unit, up_axis
 from process_data.lens import Lens, to_plane, undistort
+from process_data.marker_edges import refine
 from process_data.marker_sheet import PAPERS, write_sheet
 from process_data.triangulate import robust
 from utils.errors import UserError
@@ -84,11 +85,11 @@ class Board:
 
 def detect(grey: np.ndarray, family: str) -> dict[int, np.ndarray]:
     """{number: corners [4, 2] in pixels} of a photograph [H, W] uint8; numbers that are seen twice are left out."""
-    options = cv2.aruco.DetectorParameters()
-    options.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-    corners, numbers, _ = cv2.aruco.ArucoDetector(cv2.aruco.getPredefinedDictionary(FAMILIES[family]), options).detectMarkers(grey)
+    dictionary = cv2.aruco.getPredefinedDictionary(FAMILIES[family])
+    corners, numbers, _ = cv2.aruco.ArucoDetector(dictionary).detectMarkers(grey)
     found = [] if numbers is None else [int(i) for i in np.ravel(numbers)]
-    return {i: np.asarray(c, np.float64).reshape(4, 2) for i, c in zip(found, corners) if found.count(i) == 1}
+    cells = dictionary.markerSize + 2
+    return {i: refine(grey, np.asarray(c, np.float64).reshape(4, 2), cells) for i, c in zip(found, corners) if found.count(i) == 1}
 
 
 def _sighted(shots: list[Shot], workers: int) -> tuple[str, list[dict[int, np.ndarray]]]:
@@ -176,10 +177,12 @@ def measure(shots: list[Shot], side: float, where: str, workers: int = 1) -> Boa
     markers = _checked(located, where)
     sizes = np.array([m.sides.mean() for m in markers])
     scale = side / float(sizes.mean())
-    error = float(sizes.std(ddof=1) / sizes.mean() if len(sizes) > 1 else markers[0].spread) / np.sqrt(len(sizes) if len(sizes) > 1 else 4)
+    several = len(sizes) > 1
+    error = float(sizes.std(ddof=1) / sizes.mean() / np.sqrt(len(sizes)) if several else markers[0].spread / 2)
+    sightings = sum(m.number in marks for m in markers for marks in seen)
     up = _lying_up(markers, np.stack([shot.c2w for shot in shots]))
     line = (
-        f"markers: {len(markers)} of {family} in {views} of {len(shots)} photographs, {sum(m.views for m in markers)} views of them, "
+        f"markers: {len(markers)} of {family} in {views} of {len(shots)} photographs, {sum(m.views for m in markers)} of {sightings} sightings agree, "
         f"side {side:g} m: 1 world unit = {scale:.5g} m, standard error {error:.2%}"
         + ("; they lie on the ground" if up is not None else "")
     )

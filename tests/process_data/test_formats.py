@@ -185,7 +185,7 @@ def test_transforms_per_frame_and_applied_transform(tmp_path):
     for frame in data["frames"]:
         frame["transform_matrix"] = (move @ np.array(frame["transform_matrix"])).tolist()
     path.write_text(json.dumps(data))
-    moved = load_scene(config(tmp_path / "c"), log=LOG)
+    moved = load_scene(config(tmp_path / "c", up="given"), log=LOG)
     torch.testing.assert_close(moved.to_world, want.to_world, atol=1e-6, rtol=0)
     torch.testing.assert_close(moved.cameras.c2w, want.cameras.c2w, atol=1e-5, rtol=0)
 
