@@ -20,6 +20,10 @@ def main(words: list[str] | None = None) -> int:
             return run.evaluate_files(args.eval, args.gt)
         if args.photos:
             args.overrides = run.photographs(args.photos, args.masks, args.overrides)
+        if args.marker_size:
+            args.overrides = [*args.overrides, f"dataset.marker_size={args.marker_size}"]
+        if args.scale_distance:
+            args.overrides = run.measured(args.scale_distance, args.resume, args.overrides)
         if args.auto_mask:
             run.auto_masks(args.config, args.overrides)
         if args.relight:

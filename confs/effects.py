@@ -59,6 +59,8 @@ EFFECTS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("loss.eikonal_points", lambda c: "sdf" in c.model.capabilities and (_on(c.loss.eikonal) or _on(c.loss.sparsity)), "loss.eikonal or loss.sparsity"),
     ("loss.sparsity_scale", lambda c: _on(c.loss.sparsity), "loss.sparsity"),
     ("dataset.clean_edges", lambda c: c.dataset.apply_mask, "dataset.apply_mask=true"),
+    ("export.frame", lambda c: c.model.name != "material", "a method that extracts a mesh"),
+    ("export.metres_per_unit", lambda c: c.model.name != "material", "a method that extracts a mesh"),
     ("export.mask_dilation", lambda c: c.dataset.apply_mask, "dataset.apply_mask=true"),
 ]  # fmt: skip
 

@@ -39,7 +39,9 @@ class DatasetConfig:
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
     center: Any = "auto"  # of the region of interest: auto, cameras, lookat, points, bbox, given, or [x, y, z] in the world
     radius: Optional[float] = None  # of the region of interest in world units; null: by masks, points or what the cameras frame
-    up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world
+    up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world; auto: given where the files
+    # have a meaning for it, else from the ground plane, else from the cameras
+    marker_size: Optional[float] = None  # side of the printed markers in the photographs, metres (process_data/markers.py); null: none
     test_steps: int = 60  # frames of the video
     test_scale: float = 1.0  # size of the video's frames over that of the photographs
 
@@ -55,6 +57,10 @@ class DatasetConfig:
             center=(_named_or_xyz(self.center, CENTERS), f"must be {', '.join(CENTERS)} or [x, y, z], got {self.center}"),
             radius=(self.radius is None or self.radius > 0, f"must be positive, got {self.radius}"),
             up=(_named_or_xyz(self.up, UPS) and self.up != [0, 0, 0], f"must be {', '.join(UPS)} or a direction [x, y, z], got {self.up}"),
+            marker_size=(
+                self.marker_size is None or 1e-3 <= self.marker_size <= 10,
+                f"must be the side of a marker in metres, 0.001 to 10, got {self.marker_size}",
+            ),
             test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
             test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
         )
@@ -186,6 +192,9 @@ class ExportConfig:
     min_faces: int = 50  # smaller components go in any case
     min_views: int = 2  # vertices in the frame of fewer training views are culled; 0: no culling
     mask_dilation: float = 0.02  # vertices outside a mask dilated by this share of the width are culled; negative: no culling
+    frame: Literal["auto", "world", "upright"] = "auto"  # upright: z up, the middle of the base at 0; auto: upright where the axes of the
+    # world mean nothing (structure from motion), else world
+    metres_per_unit: Optional[float] = None  # metres in a unit of the world: the mesh is written in metres; null: by markers, or not
 
     def __post_init__(self) -> None:
         check(
@@ -194,6 +203,10 @@ class ExportConfig:
             coarse=(16 <= self.coarse <= 512, f"must lie in 16..512, got {self.coarse}"),
             keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
             min_views=(self.min_views >= 0, f"must not be negative, got {self.min_views}"),
+            metres_per_unit=(
+                self.metres_per_unit is None or 1e-9 < self.metres_per_unit < 1e9,
+                f"must be positive, got {self.metres_per_unit}",
+            ),
         )
 
 

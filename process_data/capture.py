@@ -16,7 +16,8 @@ import torch
 
 from confs.schema import DatasetConfig
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
-from process_data.normalize import new_sizes, points_to_sphere, resize_intrinsics, split_views, to_sphere
+from process_data.markers import Board, Shot, measure
+from process_data.normalize import new_sizes, points_to_sphere, resize_intrinsics, similarity_parts, split_views, to_sphere
 from process_data.region import Views, choose_region
 from process_data.triangulate import scene_points
 from utils.errors import UserError, raise_all
@@ -51,7 +52,7 @@ class Capture:
     points: np.ndarray | None = None  # [P, 3] world
     test: tuple[int, ...] | None = None  # held-out views of the split in the files; None: every cfg.hold_every-th view
     given: np.ndarray | None = None  # [4, 4] unit sphere to world, a region of interest in the files
-    auto_up: str = "given"  # the meaning of dataset.up=auto
+    auto_up: str = "given"  # the meaning of dataset.up=auto; "estimated" where the axes of the world mean nothing
     tracks: np.ndarray | None = None  # [M, 2] pairs (point, view): the views that see each point
     read_mask: Callable[[Path], np.ndarray] | None = None  # mask file -> uint8 [H, W, 1]; None: an image
     reduced: int = 1  # the files are copies that are this many times smaller; dataset.img_downscale counts from the originals
@@ -256,6 +257,16 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     return images, masks, not has_files, K, np.array(trained)
 
 
+def _board(capture: Capture, cfg: DatasetConfig, log: logging.Logger) -> Board | None:
+    """The markers in the photographs, where dataset.marker_size says that there are some. Raises UserError."""
+    if cfg.marker_size is None:
+        return None
+    shots = [Shot(view.image, _fitted(view, image_size(view.image)), view.lens, view.c2w) for view in capture.views]
+    board = measure(shots, cfg.marker_size, str(capture.root), WORKERS)
+    log.info("%s", board.line)
+    return board
+
+
 def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
@@ -272,8 +283,10 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
     if cfg.triangulate and found is None and masks is None and capture.given is None:
         found = scene_points(capture.root, capture.views, developed, log)
     views = Views(K, c2w, sizes, found, masks, train)
-    to_world, line = choose_region(views, cfg, capture.given, capture.auto_up)
+    board = _board(capture, cfg, log)
+    to_world, line = choose_region(views, cfg, capture.given, capture.auto_up, None if board is None else board.up)
     log.info("%s", line)
+    as_given = cfg.up == "given" or (cfg.up == "auto" and capture.auto_up == "given")
     points = None if found is None else torch.from_numpy(points_to_sphere(found, to_world)).float()
     local = torch.from_numpy(to_sphere(c2w, to_world)).float()
     return Scene(
@@ -287,5 +300,8 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         names=tuple(view.name for view in capture.views),
         test_background="image" if masks is None or not cfg.apply_mask else "white" if from_alpha else "black",
         points=points,
-        tracks=None if points is None or capture.tracks is None else torch.from_numpy(capture.tracks),
+        tracks=None if points is None or tracks is None else torch.from_numpy(tracks),
+        arbitrary_world=capture.auto_up != "given",
+        up=None if as_given else torch.from_numpy(similarity_parts(to_world)[1][:, 2].copy()),
+        metres_per_unit=None if board is None else board.metres_per_unit,
     )

@@ -183,7 +183,7 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     if (root / OBJECT).is_file():
         points, tracks = object_points(root / OBJECT), None
     log.info("%s: %d views, %d points", folder, len(views), 0 if points is None else len(points))
-    return Capture(root, views, points, auto_up="cameras", tracks=tracks, reduced=reduced)
+    return Capture(root, views, points, auto_up="estimated", tracks=tracks, reduced=reduced)
 
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 LINK = 0.12  # largest gap between points of one object, in framed radii
 PLANE_WIDTH = 0.02  # inliers of the supporting plane: this distance or less, in framed radii
+LEVEL = 30.0  # degrees between the ground's normal and the cameras' up direction, at most
 
 
 def trimmed(points: np.ndarray) -> np.ndarray:
@@ -51,11 +52,11 @@ def ransac_plane(
     return best
 
 
-def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0) -> tuple[np.ndarray, float] | None:
+def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0, up: np.ndarray | None = None) -> tuple[np.ndarray, float] | None:
     """(normal [3], offset) of the plane that supports the object: normal x = offset, cameras on the positive side.
 
-    x [P, 3] points and centres [N, 3] of cameras, in framed radii. None when fewer than 15 % of the points lie on one plane with nearly
-    all cameras and points in front of it.
+    x [P, 3] points and centres [N, 3] of cameras, in framed radii; up [3]: the normal lies within LEVEL degrees of it. None when fewer
+    than 15 % of the points lie on one plane with nearly all cameras and points in front of it.
     """
     if len(x) < 50:
         return None
@@ -65,6 +66,8 @@ def support_plane(x: np.ndarray, centres: np.ndarray, seed: int = 0) -> tuple[np
     def oriented(normal: np.ndarray, offset: float) -> np.ndarray | None:
         side = centres @ normal - offset
         sign = 1.0 if np.median(side) > 0 else -1.0
+        if up is not None and sign * (normal @ up) < np.cos(np.radians(LEVEL)):
+            return None
         below = sign * (some @ normal - offset) < -0.05
         return sign * normal if (sign * side > 0).mean() > 0.95 and below.mean() < 0.15 else None
 
@@ -89,6 +92,28 @@ def ground_normal(points: np.ndarray, up: np.ndarray, seed: int = 0) -> np.ndarr
     inliers = x[found[2]]
     normal = np.linalg.svd(inliers - inliers.mean(0), full_matrices=False)[2][2]
     return normal * np.sign(normal @ up)
+
+
+def ground_up(points: np.ndarray, centres: np.ndarray, up: np.ndarray, middle: np.ndarray, reach: float) -> np.ndarray | None:
+    """Unit normal [3] of the ground the object stands on, within LEVEL degrees of `up`; None where no plane clearly supports it.
+
+    points [P, 3], centres [N, 3] (of cameras): world; reach: the framed radius. Unlike `ground_normal` it finds no plane in a scene
+    without one.
+    """
+    x = (points - middle) / reach
+    x = x[np.linalg.norm(x, axis=1) < 2]
+    plane = support_plane(x, (centres - middle) / reach, up=up)
+    if plane is None:
+        return None
+    normal, offset = plane
+    for width in (PLANE_WIDTH, PLANE_WIDTH / 2, PLANE_WIDTH / 2):  # the points of the object above would tilt a wide one
+        near = x[np.abs(x @ normal - offset) < width]
+        if len(near) < 20:
+            break
+        fitted = np.linalg.svd(near - near.mean(0), full_matrices=False)[2][2]
+        normal = fitted * np.sign(fitted @ normal)
+        offset = float(np.median(near @ normal))
+    return normal
 
 
 def standing_object(points: np.ndarray, centres: np.ndarray, middle: np.ndarray, reach: float) -> np.ndarray | None:

@@ -138,7 +138,7 @@ def _border(width: int, height: int, n: int = 65) -> list[np.ndarray]:
     return [np.stack(side, 1) for side in sides]
 
 
-def _to_plane(K: np.ndarray, uv: np.ndarray) -> np.ndarray:
+def to_plane(K: np.ndarray, uv: np.ndarray) -> np.ndarray:
     """Pixels [..., 2] -> points [..., 2] on the plane z = 1."""
     y = (uv[..., 1] - K[1, 2]) / K[1, 1]
     return np.stack([(uv[..., 0] - K[0, 2] - K[0, 1] * y) / K[0, 0], y], -1)
@@ -151,7 +151,7 @@ def pinhole_intrinsics(lens: Lens, K: np.ndarray, width: int, height: int) -> np
     """
     if lens.is_pinhole:
         return K
-    left, right, top, bottom = (undistort(lens, _to_plane(K, side)) for side in _border(width, height))
+    left, right, top, bottom = (undistort(lens, to_plane(K, side)) for side in _border(width, height))
     x0, x1 = max(left[:, 0].max(), -WIDEST), min(right[:, 0].min(), WIDEST)
     y0, y1 = max(top[:, 1].max(), -WIDEST), min(bottom[:, 1].min(), WIDEST)
     if not (x1 - x0 > 1e-6 and y1 - y0 > 1e-6):
@@ -164,7 +164,7 @@ def pinhole_intrinsics(lens: Lens, K: np.ndarray, width: int, height: int) -> np
 
 def source_pixels(lens: Lens, K: np.ndarray, K_new: np.ndarray, uv: np.ndarray) -> np.ndarray:
     """Pixels [..., 2] of the photograph (lens, K) that correspond to pixels uv [..., 2] of the undistorted image (K_new)."""
-    plane = _to_plane(K_new, np.asarray(uv, np.float64))
+    plane = to_plane(K_new, np.asarray(uv, np.float64))
     distorted = distort(lens, plane.reshape(-1, 2)).reshape(plane.shape)
     return distorted @ K[:2, :2].T + K[:2, 2]
 
@@ -178,7 +178,7 @@ def sampling_map(lens: Lens, K: np.ndarray, K_new: np.ndarray, width: int, heigh
 def inverse_map(lens: Lens, K: np.ndarray, K_new: np.ndarray, width: int, height: int) -> np.ndarray:
     """Float32 [H, W, 2]: pixels of the undistorted image for each pixel of the photograph. Raises UserError."""
     v, u = np.mgrid[:height, :width].astype(np.float64)
-    plane = undistort(lens, _to_plane(K, np.stack([u, v], -1)).reshape(-1, 2))
+    plane = undistort(lens, to_plane(K, np.stack([u, v], -1)).reshape(-1, 2))
     return (plane @ K_new[:2, :2].T + K_new[:2, 2]).reshape(height, width, 2).astype(np.float32)
 
 

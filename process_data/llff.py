@@ -78,4 +78,4 @@ def read_llff(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
         views.append(View(image.name, image, K, size, pose, mask=find_mask(folders, image.name)))
     raise_all(problems)
     masks_complete(views, root, "masks")
-    return assemble(Capture(root, views, auto_up="cameras", reduced=reduced), cfg, log)
+    return assemble(Capture(root, views, auto_up="estimated", reduced=reduced), cfg, log)

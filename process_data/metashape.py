@@ -187,7 +187,7 @@ def metashape_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
     raise_all(problems)
     report_missing(path, missing, len(cameras), log)
     masks_complete(views, root, "masks")
-    return Capture(root, sorted(views, key=lambda v: v.name), auto_up="cameras")
+    return Capture(root, sorted(views, key=lambda v: v.name), auto_up="estimated")
 
 
 def read_metashape(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

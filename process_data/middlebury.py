@@ -77,4 +77,4 @@ def read_middlebury(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     raise_all(problems)
     report_missing(files[0], missing, len(rows), log)
     masks_complete(views, root, "masks")
-    return assemble(Capture(root, views, auto_up="cameras"), cfg, log)
+    return assemble(Capture(root, views, auto_up="estimated"), cfg, log)

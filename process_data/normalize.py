@@ -6,10 +6,13 @@ point (u, v) = (i, j). The choice of the sphere is in process_data/region.py.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from utils.errors import UserError
+from utils.rays import Scene
 
 
 def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -45,6 +48,20 @@ def points_to_sphere(x: np.ndarray, to_world: np.ndarray) -> np.ndarray:
     """Points [P, 3] in the world -> the same in the unit sphere's frame."""
     scale, rotation, shift = similarity_parts(to_world)
     return (x - shift) @ rotation / scale
+
+
+def in_frame(scene: Scene, to_world: np.ndarray) -> Scene:
+    """The scene with the unit sphere of `to_world` [4, 4]; its world stays. The scene itself where it has that sphere. Raises UserError."""
+    if np.array_equal(scene.to_world.numpy(), to_world):
+        return scene
+    scale, rotation, shift = similarity_parts(scene.to_world.numpy())
+    c2w = scene.cameras.c2w.double().numpy()
+    world = np.concatenate([rotation @ c2w[:, :, :3], (scale * c2w[:, :, 3] @ rotation.T + shift)[:, :, None]], 2)
+    points = scene.points
+    if points is not None:
+        points = torch.from_numpy(points_to_sphere(scale * points.double().numpy() @ rotation.T + shift, to_world)).float()
+    cameras = replace(scene.cameras, c2w=torch.from_numpy(to_sphere(world, to_world)).float())
+    return replace(scene, cameras=cameras, points=points, to_world=torch.from_numpy(np.array(to_world, np.float64)))
 
 
 def resize_intrinsics(K: np.ndarray, fx: float, fy: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from confs.schema import DatasetConfig
 from process_data.axes import convergence_point, up_axis
-from process_data.ground import ground_normal, standing_object, trimmed
+from process_data.ground import ground_normal, ground_up, standing_object, trimmed
 from process_data.hull import silhouettes, visual_hull
 from process_data.normalize import similarity, similarity_parts
 from utils.errors import UserError
@@ -160,10 +160,22 @@ def _radius(views: Views, centre: np.ndarray) -> tuple[float, str]:
     return max(1.2 * spread, 1e-6), "the cameras"
 
 
-def _up(views: Views, choice) -> tuple[np.ndarray, str]:
+def estimated_up(c2w: np.ndarray, points: np.ndarray | None, middle: np.ndarray, reach: float) -> tuple[np.ndarray, str]:
+    """(unit up direction [3], description): from the ground that the object around `middle` stands on, else from the cameras [N, 3, 4].
+
+    points [P, 3] or None: of structure from motion; reach: the framed radius.
+    """
+    up = up_axis(c2w)
+    normal = None if points is None else ground_up(points, c2w[:, :, 3], up, middle, reach)
+    return (up, "up from the cameras") if normal is None else (normal, "up from the ground plane")
+
+
+def _up(views: Views, choice, middle: np.ndarray, radius: float) -> tuple[np.ndarray, str]:
     """(unit up direction [3], description)."""
     if not isinstance(choice, str):
         return np.asarray(choice, np.float64) / np.linalg.norm(choice), "up as set"
+    if choice == "estimated":
+        return estimated_up(views.c2w, views.points, middle, framed_radius(views, middle) or radius)
     up = up_axis(views.c2w)
     if choice != "ground":
         return up, "up from the cameras"
@@ -172,21 +184,29 @@ def _up(views: Views, choice) -> tuple[np.ndarray, str]:
     return (up, "up from the cameras (no ground plane in the points)") if normal is None else (normal, "up from the ground plane")
 
 
-def _rotation(views: Views, choice) -> tuple[np.ndarray, str]:
-    """(rotation [3, 3] from the unit sphere's frame, z up, to the world; description)."""
-    if isinstance(choice, str) and choice == "given":
-        return np.eye(3), "axes as given"
-    up, words = _up(views, choice)
+def standing(up: np.ndarray) -> np.ndarray:
+    """A rotation [3, 3] whose third column is the unit vector `up` [3]: it maps the z axis to it."""
     first = np.eye(3)[np.abs(up).argmin()]
     x = np.cross(np.cross(up, first), up)
     x /= np.linalg.norm(x)
-    return np.stack([x, np.cross(up, x), up], 1), words
+    return np.stack([x, np.cross(up, x), up], 1)
 
 
-def choose_region(views: Views, cfg: DatasetConfig, given: np.ndarray | None = None, auto_up: str = "given") -> tuple[np.ndarray, str]:
+def _rotation(views: Views, choice, middle: np.ndarray, radius: float) -> tuple[np.ndarray, str]:
+    """(rotation [3, 3] from the unit sphere's frame, z up, to the world; description)."""
+    if isinstance(choice, str) and choice == "given":
+        return np.eye(3), "axes as given"
+    up, words = _up(views, choice, middle, radius)
+    return standing(up), words
+
+
+def choose_region(
+    views: Views, cfg: DatasetConfig, given: np.ndarray | None = None, auto_up: str = "given", measured_up: np.ndarray | None = None
+) -> tuple[np.ndarray, str]:
     """(to_world [4, 4], a line for the log). Raises UserError when a key needs points or masks that the scene lacks.
 
-    given: a similarity [4, 4] from the files (DTU's scale_mat), kept unless a key overrides it. auto_up: the meaning of dataset.up=auto.
+    given: a similarity [4, 4] from the files (DTU's scale_mat), kept unless a key overrides it. auto_up: the meaning of dataset.up=auto;
+    "estimated" is `measured_up` [3], else from the ground plane, else from the cameras.
     """
     origin, rotation = np.zeros(3), None
     centre_choice, radius, up_choice = cfg.center, cfg.radius, cfg.up
@@ -207,7 +227,11 @@ def choose_region(views: Views, cfg: DatasetConfig, given: np.ndarray | None = N
         raise UserError(f"no region of interest: centre {centre.tolist()}, radius {radius:g}; set dataset.center and dataset.radius")
     upright = "axes as given"
     if rotation is None:
-        rotation, upright = _rotation(views, auto_up if isinstance(up_choice, str) and up_choice == "auto" else up_choice)
+        choice = auto_up if isinstance(up_choice, str) and up_choice == "auto" else up_choice
+        if measured_up is not None and isinstance(choice, str) and choice == "estimated":
+            rotation, upright = standing(measured_up), "up from the markers"
+        else:
+            rotation, upright = _rotation(views, choice, centre, float(radius))
     shown = ", ".join(f"{v:.4g}" for v in centre)
     words = f"from {where}" if why == where else f"centre from {where}, radius {why if why.startswith('as ') else 'from ' + why}"
     line = f"region of interest: sphere around ({shown}) of radius {radius:.4g} world units: {words}; {upright}"

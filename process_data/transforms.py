@@ -229,7 +229,7 @@ def transforms_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture
         scale = np.cbrt(np.linalg.det(undo[:3, :3]))
         views = [_moved(view, undo, scale) for view in views]
         points = None if points is None else points @ undo[:3, :3].T + undo[:3, 3]
-    return Capture(path.parent, views, points, test, auto_up="given" if undo is None else "cameras")
+    return Capture(path.parent, views, points, test, auto_up="given" if undo is None else "estimated")  # moved: from structure from motion
 
 
 def read_transforms(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:

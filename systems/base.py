@@ -72,7 +72,7 @@ class RaySystem:
         """Before the first step of a run (not of a resumed one)."""
 
     def export(self, scene: Scene, run: RunFolder) -> trimesh.Trimesh:
-        """What `--mesh` writes; returns the mesh in world units."""
+        """Write what `--mesh` writes; returns the mesh in the world of the cameras, in its units."""
         return export_mesh(self, scene, self.cfg, run, self.device)
 
     def slow_stats(self, progress: float) -> dict[str, float]:

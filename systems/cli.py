@@ -31,7 +31,7 @@ def parser() -> Parser:
     p.add_argument("--config", metavar="YAML", help="what to build; by default NeuS, on the layout that dataset.root_dir turns out to have")
     p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
-    p.add_argument("--mesh", action="store_true", help="extract the mesh in world units (with --resume)")
+    p.add_argument("--mesh", action="store_true", help="extract the mesh (with --resume)")
     p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
     presets = ["fast", "balanced", "best"]
     p.add_argument("--preset", choices=presets, help="about 3, 10, 60 minutes on two cores; 10, 20, 100 thousand steps on CUDA")
@@ -39,6 +39,12 @@ def parser() -> Parser:
         "--photos", metavar="DIR|VIDEO", help="photographs or a video without cameras: makes the scene dataset.root_dir, or inputs/<DIR>"
     )
     p.add_argument("--masks", metavar="DIR", help="masks of the photographs, white on the object (with --photos)")
+    p.add_argument("--marker-size", metavar="METRES", help="side of the printed markers in the photographs: the mesh is written in metres")
+    p.add_argument(
+        "--scale-distance",
+        metavar='"X,Y,Z X,Y,Z METRES"',
+        help="two points of the mesh and their true distance: the mesh is written in metres",
+    )
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
     p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
     p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
@@ -56,7 +62,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     flags = [flag for action in p._actions for flag in action.option_strings]
     for word in words:
         flag = word.split("=")[0]
-        if flag.startswith("-") and flag not in flags:
+        if flag.startswith("-") and flag not in flags and " " not in flag:  # "-1,0,0 1,0,0 0.3" is the value of a flag
             raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
     args = p.parse_intermixed_args(words)
     jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask") if getattr(args, name)]
@@ -71,6 +77,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     vain = next((flag for flag in ("config", "preset", "resume" if alone == "eval" else "config") if getattr(args, flag)), None)
     if alone and vain:
         raise UserError(f"--{vain} has no effect on --{alone}")
+    for flag in ("marker_size", "scale_distance"):
+        if getattr(args, flag) and (alone or not (args.train or args.mesh)):
+            raise UserError(f"--{flag.replace('_', '-')} goes with --train or --mesh")
     if args.preset and not args.train:
         raise UserError("--preset goes with --train")
     if args.eval:

@@ -1,4 +1,4 @@
-"""From a trained field to a clean, coloured mesh in world units."""
+"""From a trained field to a clean, coloured mesh; systems/placement.py says where it stands."""
 
 import logging
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 import trimesh
 
 from confs.schema import Config
+from systems.placement import placement, record_placement
 from utils.errors import UserError
 from utils.image import write_png
 from utils.log import RunFolder
@@ -19,8 +20,9 @@ log = logging.getLogger("neus")
 
 
 def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> trimesh.Trimesh:
-    """Marching cubes, culling by the masks, largest components, vertex colours; mesh/mesh.ply and .obj in world units.
+    """Marching cubes, culling by the masks, largest components, vertex colours; returns the mesh in the world.
 
+    mesh/mesh.ply and .obj stand as `export.frame` and `export.metres_per_unit` say.
     Raises UserError that states the field's range, radius and inv_s when there is no surface.
     """
     e = cfg.export
@@ -47,15 +49,18 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
         rgb = (system.colours(x).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1))
     mesh = transform(mesh, scene.to_world.numpy())
+    placed = placement(mesh, scene, cfg)
     paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
     for path in paths:
-        save_mesh(mesh, path)
+        save_mesh(placed.place(mesh), path)
+    record_placement(placed, run)
     log.info(
-        "mesh: %d vertices, %d of %d faces kept (%s), world units -> %s",
+        "mesh: %d vertices, %d of %d faces kept (%s), %s -> %s",
         len(mesh.vertices),
         len(mesh.faces),
         found,
         "; ".join(how),
+        placed.words,
         paths[0],
     )
     write_png(run / "mesh/mesh.png", mesh_views(mesh, scene))
@@ -86,7 +91,7 @@ def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
 
 
 def compare_with_truth(mesh: trimesh.Trimesh, scene: Scene, cfg: Config, run: RunFolder) -> dict | None:
-    """Chamfer and the like against `gt_mesh.ply` when the scene folder holds one (the demo does)."""
+    """Chamfer and the like of a mesh in the world against `gt_mesh.ply` when the scene folder holds one (the demo does)."""
     truth = Path(cfg.dataset.root_dir) / "gt_mesh.ply"
     if not truth.is_file():
         return None

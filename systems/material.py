@@ -19,7 +19,7 @@ from systems.material_export import export_material
 from utils.colour import linear_to_srgb, srgb_to_linear
 from utils.errors import UserError
 from utils.log import RunFolder
-from utils.mesh import load_mesh
+from utils.mesh import in_world, load_mesh
 from utils.rays import RayBatch, Scene
 from utils.schedule import ramp
 
@@ -35,7 +35,10 @@ COLOUR_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def find_mesh(where: str | None) -> tuple[Tensor, Tensor]:
-    """(vertices [V, 3] float64, faces [F, 3]) of a mesh file, or of the run folder that holds mesh/mesh.ply. Raises UserError."""
+    """(vertices [V, 3] float64 in the world, faces [F, 3]) of a mesh file, or of the run folder that holds mesh/mesh.ply.
+
+    Raises UserError.
+    """
     if not where:
         raise UserError("model.mesh is missing: the material needs a mesh; give model.mesh=MESH.ply, or the run folder of its shape")
     path = Path(where)
@@ -44,7 +47,7 @@ def find_mesh(where: str | None) -> tuple[Tensor, Tensor]:
             raise UserError(f"model.mesh: {path} is a folder without mesh/mesh.ply; extract it: python run.py --mesh --resume {path}")
         path = path / "mesh/mesh.ply"
     try:
-        mesh = load_mesh(path)
+        mesh = in_world(load_mesh(path))
     except UserError as error:
         raise UserError(f"model.mesh: {error}") from None
     return torch.tensor(mesh.vertices, dtype=torch.float64), torch.tensor(mesh.faces, dtype=torch.int64)
@@ -73,7 +76,8 @@ class MaterialSystem(RaySystem):
         reach = self.model.local.norm(dim=1)
         if float(reach.median()) > 2 * self.cfg.model.radius:
             raise UserError(
-                f"model.mesh: the mesh lies {float(reach.median()):.3g} radii from the scene's middle; is it of this scene, in world units?"
+                f"model.mesh: the mesh lies {float(reach.median()):.3g} radii from the scene's middle; is it of this scene, in world units? "
+                "A mesh that stands upright or in metres must keep the comment world_to_mesh of its file"
             )
 
     # ------------------------------------------------------------------ training

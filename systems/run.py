@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from confs.load import load_config, to_yaml
@@ -16,11 +17,13 @@ from confs.recipes import PRESETS
 from confs.schema import Config
 from models.material import MaterialModel
 from process_data.load import load_scene, recognise
+from process_data.normalize import in_frame
 from process_data.preview import scene_picture
 from systems.build import build_system, restore_system
 from systems.cameras import align_held_out, refined, write_cameras
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
+from systems.placement import metres_per_unit, scale_from_distance
 from systems.trainer import Trainer
 from utils import checkpoint
 from utils.device import pick_device, setup_threads
@@ -73,6 +76,13 @@ def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[st
     return [*overrides, f"dataset.root_dir={scene}"]
 
 
+def measured(distance: str, resume: str | None, overrides: list[str]) -> list[str]:
+    """`--scale-distance`: the overrides with export.metres_per_unit."""
+    if any(word.startswith("export.metres_per_unit=") for word in overrides):
+        raise UserError("--scale-distance and export.metres_per_unit both set the scale; give one of them")
+    return [*overrides, f"export.metres_per_unit={scale_from_distance(distance, resume)!r}"]
+
+
 def auto_masks(config: str | None, overrides: list[str]) -> None:
     """`--auto-mask`: masks/ for the scene of the config."""
     from process_data.automask import write_masks
@@ -103,14 +113,34 @@ def fit_to_scene(job: Job, scene: Scene) -> Config:
     return job.load(masks=False, points=points)
 
 
+def trained_frame(scene: Scene, run: RunFolder) -> Scene:
+    """The scene in the unit sphere that the run folder's checkpoint was trained in, by its scene.json where there is one."""
+    try:
+        to_world = np.array(json.loads((run / "scene.json").read_bytes())["to_world"], float)
+        kept = in_frame(scene, to_world)
+    except FileNotFoundError:
+        return scene
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+        log.warning("%s: damaged; the checkpoint's unit sphere is taken from the options", run / "scene.json")
+        return scene
+    if kept is not scene and not np.allclose(to_world, scene.to_world, rtol=1e-4, atol=1e-4 * np.abs(to_world).max()):
+        log.warning(
+            "the unit sphere of the checkpoint is kept (%s); other values of dataset.center and dataset.radius have no effect",
+            run / "scene.json",
+        )
+    return kept
+
+
 def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
-    """Write scene.json (the sphere in world units, the split) and images/scene.png, to check before an hour is spent."""
+    """Write scene.json (the sphere in world units, the split, the scale) and images/scene.png, to check before an hour is spent."""
     facts = {
         "layout": cfg.dataset.name,
         "to_world": scene.to_world.tolist(),
         "train": scene.train,
         "test": scene.test,
         "names": scene.names,
+        "arbitrary_world": scene.arbitrary_world,
+        "metres_per_unit": metres_per_unit(cfg.export, scene)[0],
     }
     write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
     write_png(run / "images/scene.png", scene_picture(scene, cfg.model.radius))
@@ -126,6 +156,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = load_scene(cfg.dataset, cfg.model.radius)
+        scene = trained_frame(scene, run) if state else scene
         cfg = fit_to_scene(job, scene) if train and not state else cfg
         if train:
             run.record_source(to_yaml(cfg))
@@ -188,12 +219,12 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
 
 
 def evaluate_files(mesh: str, truth: str) -> int:
-    """`--eval MESH --gt GT`: print Chamfer, F-score and normal consistency."""
+    """`--eval MESH --gt GT`: print Chamfer, F-score and normal consistency, in the world of the cameras."""
     from systems.mesh_eval import evaluate_mesh, report
-    from utils.mesh import load_mesh
+    from utils.mesh import in_world, load_mesh
 
     torch.manual_seed(0)
     if not truth:
         raise UserError("--eval needs --gt with the true mesh or point cloud")
-    log.info(report(evaluate_mesh(load_mesh(Path(mesh)), load_mesh(Path(truth), points=True))))
+    log.info(report(evaluate_mesh(in_world(load_mesh(Path(mesh))), in_world(load_mesh(Path(truth), points=True)))))
     return 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.mesh_frame import comments, read_frame
 from utils.projection import project
 from utils.rays import Cameras
 
@@ -109,16 +110,29 @@ def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Tri
 
 
 # ------------------------------------------------------------------------------------------------ files
+def in_world(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """The mesh in the world of the cameras: `world_to_mesh` of its metadata undone; a mesh without it lies there already."""
+    matrix = mesh.metadata.get("world_to_mesh")
+    return mesh if matrix is None else transform(mesh, np.linalg.inv(matrix))
+
+
 def save_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
     """Write .ply (binary) or .obj (`v x y z r g b`), with vertex colours where the mesh has them, atomically.
 
+    `units` and `world_to_mesh` of the mesh's metadata become comments (utils/mesh_frame.py).
     Raises UserError for another suffix or a file that cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"{path}: cannot write a mesh as '{path.suffix}'; use one of {', '.join(FORMATS)}")
     ply = path.suffix.lower() == ".ply"
-    write_atomic(path, trimesh.exchange.ply.export_ply(mesh, vertex_normal=False) if ply else _obj_parts(mesh))
+    write_atomic(path, _ply(mesh) if ply else _obj_parts(mesh))
+
+
+def _ply(mesh: trimesh.Trimesh) -> bytes:
+    """The binary .ply file; comments follow its second line, the format."""
+    first, form, rest = trimesh.exchange.ply.export_ply(mesh, vertex_normal=False).split(b"\n", 2)
+    return b"\n".join([first, form, *(f"comment {line}".encode() for line in comments(mesh.metadata)), rest])
 
 
 def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
@@ -126,6 +140,7 @@ def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
     colours, faces = _colours(mesh), np.asarray(mesh.faces) + 1
     rows = np.asarray(mesh.vertices) if colours is None else np.concatenate([mesh.vertices, colours[:, :3] / 255], 1)
     line = "v %.9g %.9g %.9g" + ("\n" if colours is None else " %.4f %.4f %.4f\n")
+    yield from (f"# {text}\n".encode() for text in comments(mesh.metadata))
     for table, form in ((rows, line), (faces, "f %d %d %d\n")):
         for a in range(0, len(table), step):
             part = table[a : a + step]
@@ -133,7 +148,9 @@ def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
 
 
 def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
-    """Read a mesh without merging its vertices. points: a file without faces is accepted, as a mesh without faces.
+    """Read a mesh without merging its vertices; `in_world` moves one that this program exported back to the cameras' world.
+
+    points: a file without faces is accepted, as a mesh without faces.
 
     Vertices that are not finite are dropped with their faces, and counted in the log. Materials and textures are not read, nor other files
     that this one names. Raises UserError when the file is missing, of an unknown format, too large, unreadable or empty.
@@ -156,6 +173,7 @@ def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:
     loaded = _finite_part(loaded, path)
     if not len(loaded.vertices) or not (points or len(loaded.faces)):
         raise UserError(f"{path}: {len(loaded.vertices)} vertices and {len(loaded.faces)} faces, so no surface; give a file with triangles")
+    loaded.metadata.update(read_frame(path))
     return loaded
 
 

@@ -190,7 +190,7 @@ class Cameras(_Movable):
 class Scene:
     """Photographs and cameras after `process_data/normalize.py`: the object lies in the unit sphere.
 
-    images stay uint8; `to_world` maps the unit sphere's frame to the reader's (the world of every export).
+    images stay uint8; `to_world` maps the unit sphere's frame to the reader's, the world.
     Photographs may have several sizes: each lies in the top-left corner of its H x W pixels, the rest is 0 and is no part of it.
     """
 
@@ -205,10 +205,13 @@ class Scene:
     test_background: str = "black"  # behind masked photographs in tests: black, white, or image (photographs as they are)
     points: Tensor | None = None  # [P, 3] structure-from-motion points, unit-sphere frame
     tracks: Tensor | None = None  # [M, 2] int64 pairs (point, view): the views that see each point
+    arbitrary_world: bool = False  # the axes of the world mean nothing: those of structure from motion
+    up: Tensor | None = None  # [3] float64, unit: up in the world, estimated or set; None: the axes are those of the files
+    metres_per_unit: float | None = None  # of the world, where markers in the photographs tell it
 
     def __post_init__(self) -> None:
         n, h, w = self.images.shape[:3]
-        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3), tracks=(None, 2))
+        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3), tracks=(None, 2), up=(3,))
         if (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w) or len(self.names) != n:
             raise ValueError(
                 f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names"

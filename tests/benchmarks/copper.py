@@ -23,7 +23,7 @@ from tests.benchmarks.report import report
 from utils.device import warp_available
 from utils.errors import UserError
 from utils.image import read_raster
-from utils.mesh import load_mesh
+from utils.mesh import in_world, load_mesh
 
 
 @wp.kernel(enable_backward=False)
@@ -122,7 +122,7 @@ def main() -> int:
     mesh = args.mesh / "mesh/mesh.ply" if args.mesh.is_dir() else args.mesh
 
     def judge() -> dict:
-        result = normals_on_metal(load_mesh(mesh), load_mesh(args.truth or args.scene / "gt_mesh.ply"), args.scene)
+        result = normals_on_metal(in_world(load_mesh(mesh)), load_mesh(args.truth or args.scene / "gt_mesh.ply"), args.scene)
         return {k: round(v, 4) for k, v in result.items()}
 
     return report(judge)

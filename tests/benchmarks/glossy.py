@@ -16,7 +16,7 @@ from models.raytrace import MeshTracer
 from process_data.glossy import read_camera, read_depth, view_ids
 from tests.benchmarks.report import report
 from utils.errors import UserError
-from utils.mesh import load_mesh
+from utils.mesh import in_world, load_mesh
 
 VOXEL = 0.01
 
@@ -31,7 +31,7 @@ def thinned(points: np.ndarray, voxel: float) -> np.ndarray:
 
 def compare(mesh_path: Path, scene: Path, voxel: float = VOXEL) -> dict[str, float]:
     """Mean distances in world units: `accuracy` (ours to theirs), `completeness` (theirs to ours), `chamfer` (their mean). Raises UserError."""
-    mesh, ids = load_mesh(mesh_path), view_ids(scene)
+    mesh, ids = in_world(load_mesh(mesh_path)), view_ids(scene)
     if not ids:
         raise UserError(f"{scene}: no 0-camera.pkl; expected a scene of GlossySynthetic")
     tracer = MeshTracer(torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces, dtype=torch.int64))
