@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from systems.metrics import psnr, ssim, view_metrics
+from systems.metrics import colour_corrected, psnr, ssim, view_metrics
 
 
 def images(h=20, w=17):
@@ -55,7 +55,28 @@ def test_view_metrics():
     mask[3:9] = 0.8
     mask[9:] = 0.4
     got = view_metrics(a, b, mask)
-    assert got == {"psnr": psnr(a, b), "ssim": ssim(a, b), "psnr_masked": psnr(a[3:9], b[3:9])}
+    assert {k: got[k] for k in ("psnr", "ssim", "psnr_masked")} == {
+        "psnr": psnr(a, b), "ssim": ssim(a, b), "psnr_masked": psnr(a[3:9], b[3:9])
+    }  # fmt: skip
+    assert got["psnr_cc"] >= got["psnr"] and got["psnr_cc_masked"] >= got["psnr_masked"]
+
+
+def test_colour_correction_removes_exposure_and_white_balance():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(40, 50, 3, generator=generator) * 0.8 + 0.1
+    pred = (truth.clamp(min=0) ** 1.1) * torch.tensor([0.7, 0.8, 0.75])
+    assert psnr(pred, truth) < 17
+    assert psnr(colour_corrected(pred, truth), truth) > 45
+    noise = truth + torch.randn(truth.shape, generator=generator) * 0.05
+    assert psnr(colour_corrected(noise, truth), truth) < psnr(noise, truth) + 0.5  # noise is no exposure
+
+
+def test_colour_correction_of_cut_out_pictures_leaves_the_background_alone():
+    truth = torch.zeros(40, 50, 3)
+    truth[10:30] = torch.rand(20, 50, 3, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
+    mask = (truth > 0).float()[..., 0]
+    got = view_metrics(truth * 0.6, truth, mask, cut_out=True)
+    assert got["psnr"] < 20 < 40 < got["psnr_cc"]
 
 
 def test_refusals():
