@@ -28,7 +28,7 @@ class DatasetConfig:
     # the reader; auto: by the files of the folder
     name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy", "sdfstudio", "llff", "middlebury", "metashape"] = "auto"
     root_dir: str = "inputs/demo"  # folder of the scene
-    img_downscale: float = 1.0  # divide the image size by this
+    img_downscale: Optional[float] = None  # divide the image size by this; null: images above 1 megapixel are reduced to 0.75
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them
@@ -48,7 +48,7 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         check(
             "dataset",
-            img_downscale=(self.img_downscale > 0, f"must be positive, got {self.img_downscale}"),
+            img_downscale=(self.img_downscale is None or self.img_downscale > 0, f"must be positive, got {self.img_downscale}"),
             img_wh=(self.img_wh is None or (len(self.img_wh) == 2 and min(self.img_wh) > 0), f"must be [width, height], got {self.img_wh}"),
             hold_every=(
                 self.hold_every >= 0 and self.hold_every != 1,

@@ -17,7 +17,15 @@ import torch
 from confs.schema import DatasetConfig
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
 from process_data.markers import Board, Shot, measure
-from process_data.normalize import new_sizes, points_to_sphere, resize_intrinsics, similarity_parts, split_views, to_sphere
+from process_data.normalize import (
+    most_frequent,
+    new_sizes,
+    points_to_sphere,
+    resize_intrinsics,
+    similarity_parts,
+    split_views,
+    to_sphere,
+)
 from process_data.region import Views, choose_region
 from process_data.triangulate import scene_points
 from utils.errors import UserError, raise_all
@@ -173,6 +181,11 @@ def developed(view: View, longest: int) -> tuple[np.ndarray, np.ndarray]:
     return resample(pixels, sampling_map(Lens(), K, straight, *size)), straight
 
 
+def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """The factor, 1, 2, 4 or 8, by which a decoder may reduce an image: it divides both sides, and twice the target is left."""
+    return next((r for r in (8, 4, 2) if all(n % r == 0 and n >= 2 * r * to for n, to in zip(size, target))), 1)
+
+
 def _alpha_over_white(raster: np.ndarray) -> np.ndarray:
     alpha = raster[..., 3:].astype(np.float32) / 255
     return np.rint(raster[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
@@ -203,9 +216,12 @@ def read_mask(view: View, size: tuple[int, int], decode: Callable[[Path], np.nda
     return decode(view.mask) if decode else as_mask(read_raster(view.mask))
 
 
-def _log_sizes(sizes: list[tuple[int, int]], trained: list[tuple[int, int]], capture: Capture, log: logging.Logger) -> None:
-    """Name the sizes of a scene that has several."""
+def _log_sizes(sizes: list[tuple[int, int]], trained: list[tuple[int, int]], auto: bool, capture: Capture, log: logging.Logger) -> None:
+    """Name the sizes of a scene that has several, or whose photographs are reduced without having been asked to (auto)."""
     found = Counter(zip(sizes, trained)).most_common()
+    (width, height), to = found[0][0]
+    if auto and to != (width, height):
+        log.info("photographs %dx%d are trained at %dx%d; dataset.img_downscale=1 keeps them", width, height, *to)
     if len(found) > 1:
         shown = [f"{n} of {w}x{h}" + (f" (trained at {to[0]}x{to[1]})" if to != (w, h) else "") for ((w, h), to), n in found[:4]]
         log.info("%s: photographs of %d sizes: %s%s", capture.root, len(found), ", ".join(shown), ", ..." if len(found) > 4 else "")
@@ -220,10 +236,12 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     sizes = _collected(lambda view: image_size(view.image), views)
     factor = None if cfg.img_downscale is None else capture.downscale(cfg.img_downscale)
     trained = new_sizes(sizes, cfg.img_wh, factor)
-    _log_sizes(sizes, trained, capture, log)
+    _log_sizes(sizes, trained, cfg.img_wh is None and cfg.img_downscale is None, capture, log)
     width, height = (max(side) for side in zip(*trained))
     has_files = cfg.masks and views[0].mask is not None
-    line = check_fits(len(views), width, height, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root))
+    common = most_frequent(sizes)
+    factor = common[0] / dict(zip(sizes, trained))[common][0]
+    line = check_fits(len(views), width, height, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root), factor)
     log.info("%s", line)
 
     developer = _Developer(dict(zip(sizes, trained)))
@@ -235,7 +253,7 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
         """Fill images[i]; returns (mask [h, w] or None, error message or None)."""
         view, (w, h) = views[i], trained[i]
         try:
-            raster = developer.pixels(read_raster(view.image), view, sizes[i])
+            raster = developer.pixels(read_raster(view.image, _reduction(sizes[i], trained[i])), view, sizes[i])
             alpha = raster[..., 3] if raster.shape[2] == 4 else None
             over_white = alpha is not None and not (use_alpha and cfg.apply_mask)
             images[i, :h, :w] = _alpha_over_white(raster) if over_white else as_rgb(raster)

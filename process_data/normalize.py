@@ -14,6 +14,9 @@ import torch
 from utils.errors import UserError
 from utils.rays import Scene
 
+KEPT = 1_000_000  # pixels of an image that is not reduced by default
+REDUCED = 750_000  # pixels to which larger ones are reduced
+
 
 def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """(scale, rotation R [3, 3], t [3]) of x -> scale R x + t, [4, 4]. Raises UserError when the matrix is not a similarity."""
@@ -70,6 +73,11 @@ def resize_intrinsics(K: np.ndarray, fx: float, fy: float) -> np.ndarray:
     return scaling @ np.asarray(K, np.float64)
 
 
+def most_frequent(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The size that most images have; of several such sizes the first."""
+    return Counter(sizes).most_common(1)[0][0]
+
+
 def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float) -> tuple[int, int]:
     """(width, height) for training: img_wh, or the size of the image divided by `downscale`."""
     if img_wh is not None:
@@ -77,13 +85,19 @@ def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float
     return max(1, round(width / downscale)), max(1, round(height / downscale))
 
 
-def new_sizes(sizes: list[tuple[int, int]], img_wh: list[int] | None, downscale: float) -> list[tuple[int, int]]:
+def auto_downscale(width: int, height: int) -> float:
+    """The factor of `dataset.img_downscale=null`: 1 for an image of up to KEPT pixels, else the one that leaves REDUCED pixels."""
+    return 1.0 if width * height <= KEPT else round(float(np.sqrt(width * height / REDUCED)), 3)
+
+
+def new_sizes(sizes: list[tuple[int, int]], img_wh: list[int] | None, downscale: float | None) -> list[tuple[int, int]]:
     """(width, height) of each image for training: `new_size` for the most frequent size, about the same area for the others.
 
     Nothing is stretched, but by img_wh where the aspect ratio is that of the most frequent size. Images are reduced at least by
     `downscale` where their area is 20 % about that of the most frequent size, and none is enlarged to reach its area.
     """
-    width, height = Counter(sizes).most_common(1)[0][0]
+    width, height = most_frequent(sizes)
+    downscale = downscale or auto_downscale(width, height)
     target = new_size(width, height, img_wh, downscale)
     factor = np.sqrt(width * height / (target[0] * target[1])) if img_wh else downscale
 

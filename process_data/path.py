@@ -1,12 +1,11 @@
 """Camera paths for videos."""
 
-from collections import Counter
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from process_data.axes import axes_system, unit, up_axis
+from process_data.normalize import most_frequent
 from utils.rays import Cameras
 
 CLEARANCE = 1.1  # least distance of the path from the centre, in radii
@@ -56,7 +55,7 @@ def _common_view(cameras: Cameras) -> tuple[Tensor, tuple[int, int]]:
     Focal lengths are scaled by the root of the areas' ratio, so that portrait and landscape photographs of one camera agree.
     """
     K, sizes = cameras.K.double(), cameras.sizes.double()
-    width, height = Counter(cameras.size(i) for i in range(len(cameras))).most_common(1)[0][0]
+    width, height = most_frequent([cameras.size(i) for i in range(len(cameras))])
     shape = torch.tensor([width, height]).to(sizes) / sizes
     K[:, :2, :2] *= shape.prod(1).sqrt()[:, None, None]
     K[:, :2, 2] = shape * K[:, :2, 2] + (shape - 1) / 2

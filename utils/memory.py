@@ -31,9 +31,12 @@ def available() -> int | None:
     return min(found) if found else None
 
 
-def check_fits(n: int, width: int, height: int, channels: int, largest: tuple[int, int], workers: int, what: str) -> str:
+def check_fits(
+    n: int, width: int, height: int, channels: int, largest: tuple[int, int], workers: int, what: str, downscale: float = 1.0
+) -> str:
     """A line with the peak memory of reading n images, kept as bytes of width x height, with `workers` files of the largest size open.
 
+    downscale: the factor by which the images are reduced now, for the advice.
     Raises UserError with advice when the peak exceeds SHARE of the free memory.
     """
     kept = n * width * height * channels
@@ -42,6 +45,6 @@ def check_fits(n: int, width: int, height: int, channels: int, largest: tuple[in
     line = f"{n} images of {width}x{height}: {kept / GIB:.2f} GiB kept, {peak / GIB:.2f} GiB at the peak"
     if free is not None and peak > SHARE * free:
         fits = max(1.0, (kept / max(SHARE * free - (peak - kept), 1)) ** 0.5)
-        advice = f"set dataset.img_downscale to {fits:.1f} times its value" if fits < 64 else "use a machine with more memory"
+        advice = f"set dataset.img_downscale={downscale * fits:.1f}" if fits < 64 else "use a machine with more memory"
         raise UserError(f"{what}: {line}, but {free / GIB:.2f} GiB are free; {advice}, or use fewer images")
     return line

@@ -4,11 +4,24 @@ import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.image import MAX_PIXELS, depth_to_rgb, image_size, normal_to_rgb, read_raster, read_rgb, resize, sheet, to_uint8, write_png
+from utils.image import (
+    MAX_PIXELS,
+    as_rgb,
+    depth_to_rgb,
+    image_size,
+    normal_to_rgb,
+    read_raster,
+    read_rgb,
+    resize,
+    sheet,
+    to_uint8,
+    write_png,
+)
 
 
 def test_png_round_trip(tmp_path):
@@ -97,3 +110,21 @@ def test_colour_maps_and_sheet():
     tiles = sheet([np.zeros((4, 3, 3), np.uint8), torch.ones(6, 5), np.ones((2, 2, 1))], ["a", "b", "c"])
     assert tiles.shape == (6, 10, 3) and tiles.dtype == np.uint8
     assert (to_uint8(np.array([[np.nan, -1.0, 2.0]]))[0, :, 0] == [0, 0, 255]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_is_decoded_at_a_part_of_its_size(tmp_path, channels):
+    """As the area average of the whole, in the same place; the EXIF orientation is not applied."""
+    path, exif = tmp_path / "a.jpg", PIL.Image.Exif()
+    exif[0x0112] = 6
+    v, u = np.mgrid[:96, :128]
+    pixels = np.stack([u + 40, 2 * v, 100 + 60 * np.sin(u / 9) * np.cos(v / 7)], -1).astype(np.uint8)[..., :channels]
+    PIL.Image.fromarray(pixels.squeeze()).save(path, quality=97, exif=exif)
+    whole = as_rgb(read_raster(path))
+    for factor in (1, 2, 4, 8):
+        part = as_rgb(read_raster(path, factor))
+        assert part.shape == (96 // factor, 128 // factor, 3)
+        assert np.abs(part.astype(float) - resize(whole, 128 // factor, 96 // factor)).mean() < 1.0
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(UserError, match="truncated"):
+        read_raster(path, 2)

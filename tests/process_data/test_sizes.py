@@ -13,6 +13,8 @@ import torch
 import trimesh
 
 from confs.schema import DatasetConfig
+from process_data import normalize
+from process_data.capture import _reduction
 from process_data.edges import scene_edges
 from process_data.hull import silhouettes
 from process_data.lens import Lens, source_pixels
@@ -160,6 +162,29 @@ def test_sizes_of_training():
     assert new_sizes([landscape, landscape, (320, 240)], None, 0.5)[2] == (640, 480)  # unless that is asked for
     assert new_sizes([(1957, 1093), (1960, 1090)], None, 1.0) == [(1957, 1093), (1960, 1090)]  # and no pixel is changed without need
     assert new_sizes([(64, 48), (64, 48), (48, 64), (128, 96)], [50, 60], 1.0) == [(50, 60), (50, 60), (47, 63), (50, 60)]
+
+
+def test_large_photographs_are_reduced_by_default():
+    assert new_sizes([(4032, 3024), (3024, 4032)], None, None) == [(1000, 750), (750, 1000)]
+    assert new_sizes([(1613, 1210)], None, None) == [(1000, 750)] and new_sizes([(6000, 4000)], None, None) == [(1061, 707)]
+    assert new_sizes([(800, 600), (1000, 1000)], None, None)[0] == (800, 600) and new_sizes([(1000, 1000)], None, None) == [(1000, 1000)]
+    assert new_sizes([(4032, 3024)], [64, 48], None) == [(64, 48)] and new_sizes([(4032, 3024)], None, 1.0) == [(4032, 3024)]
+
+
+def test_the_default_size_is_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(normalize, "KEPT", 3000)
+    monkeypatch.setattr(normalize, "REDUCED", 768)
+    folder = formats.write_transforms(tmp_path, formats.make())
+    with caplog.at_level(logging.INFO):
+        assert load_scene(config(folder), log=LOG).cameras.size(0) == (32, 24)
+        assert "photographs 64x48 are trained at 32x24; dataset.img_downscale=1 keeps them" in caplog.text
+        caplog.clear()
+        assert load_scene(config(folder, img_downscale=1), log=LOG).cameras.size(0) == (64, 48) and "are trained at" not in caplog.text
+
+
+def test_decoders_reduce_by_what_divides_both_sides():
+    assert [_reduction((4032, 3024), to) for to in ((1000, 750), (500, 375), (252, 189), (2016, 1512))] == [2, 4, 8, 1]
+    assert _reduction((4031, 3024), (500, 375)) == 1 and _reduction((4030, 3022), (200, 150)) == 2
 
 
 def test_batches_are_uniform_over_the_pixels_of_the_photographs(mixed):
