@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Photo:
     name: str  # of the copy, relative to images/
     camera: tuple  # equal for photographs with the same intrinsics
     orientation: int  # EXIF orientation of the source; 1: upright
+    size: tuple[int, int] = (0, 0)  # width and height of the copy
 
 
 # ---- files ----
@@ -80,11 +82,18 @@ def find_photos(folder: Path) -> list[Path]:
     return found
 
 
+def printable(text: str) -> str:
+    """The text without line breaks, control characters and bytes that are no characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _copy_name(path: Path, taken: set[str]) -> str:
-    """A free name for the copy: no spaces, which separate the names in COLMAP's pair lists; .png or .jpg."""
-    name = Path("_".join(path.as_posix().split())).with_suffix(".png" if path.suffix.lower() == ".png" else ".jpg")
+    """A free name for the copy, .png or .jpg, also where case is not told apart; characters that COLMAP's lists give a meaning become _."""
+    plain = re.sub(r"[\s#\\]+", "_", printable("_".join(path.as_posix().split())).replace("?", "_"))
+    name = Path(plain).with_suffix(".png" if path.suffix.lower() == ".png" else ".jpg")
     names = (name if k == 1 else name.with_stem(f"{name.stem}-{k}") for k in itertools.count(1))
-    return next(n.as_posix() for n in names if n.as_posix() not in taken)
+    used = {n.lower() for n in taken}
+    return next(n.as_posix() for n in names if n.as_posix().lower() not in used)
 
 
 # ---- pixels and EXIF ----
@@ -153,7 +162,8 @@ def _upright(path: Path, name: str, folder: Path) -> Photo:
             target.write_bytes(path.read_bytes())
         else:
             _save(_turned(pixels, orientation).convert("RGB"), target, image)
-    return Photo(path, name, (*tags, image_size(target)), orientation)
+    size = image_size(target)
+    return Photo(path, name, (*tags, size), orientation, size)
 
 
 def sharpness(grey: np.ndarray) -> float:

@@ -15,27 +15,28 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from tqdm import tqdm
 
 from process_data.files import free_name
 from process_data.frames import VIDEOS, extract_frames
-from process_data.photos import ADVICE, LEAST, Photo, collect, copy_masks, find_photos, list_photos
+from process_data.photos import ADVICE, LEAST, collect, copy_masks, find_photos, list_photos, printable
+from process_data.solve import ALL_PAIRS, ERRORS, SEED, Attempt, Solver, improve, why_left_out
 from utils.errors import UserError
 from utils.files import write_atomic
 
 log = logging.getLogger("neus")
-ALL_PAIRS = 250  # photographs up to which all pairs are matched
-OVERLAP = 20  # above that, each is matched with this many successors
-LARGEST = 2000  # pixels of the longer side for feature extraction; more are slow and rarely help
-FULL_LENS = 10  # photographs of one camera from which the OPENCV model is estimated; SIMPLE_RADIAL for fewer
 ENOUGH = 0.7  # share of registered photographs below which the result is doubtful
-SEED = 0
 RECORD = "sfm.json"
 PARTS = ("images", "sparse", "masks")
+HELP = {  # part of the reason -> advice
+    "cannot be read": "copy the photographs that cannot be read again, or convert them to JPEG",
+    "blurred": "take the blurred photographs again, with more light or a steadier camera",
+    "features": "photographs with few features need more light, sharpness or a patterned cloth under the object",
+    "no matches": "add photographs between those without matches and the others, a step of 10 to 20 degrees apart, or remove them",
+    "inconsistent": "add photographs close to those that are inconsistent, and check that nothing but the camera moved",
+}
 GENERIC = (
     r"images?|imgs?|photos?|photographs|pictures?|inputs?|frames|raw|rgb|colou?r|jpe?gs?|pngs?|dcim|\d{3}[a-z0-9_]{5}"  # DCF: 100CANON
 )
@@ -51,13 +52,26 @@ class Report:
     points: int
     cameras: int
     left_out: dict[str, str]  # name -> reason
+    track_length: float = 0.0  # photographs in which a point is seen, mean
+    seconds: dict[str, float] = field(default_factory=dict)  # of each step
+    tried: list[str] = field(default_factory=list)  # the attempts and what each gave
 
     def __str__(self) -> str:
+        longest = sorted(self.seconds.items(), key=lambda item: -item[1])[:3]
         lines = [
-            f"structure from motion: {self.registered} of {self.given} photographs registered, {self.cameras} camera(s), {self.points} points, "
-            f"mean reprojection error {self.error:.2f} px"
+            f"structure from motion: {self.registered} of {self.given} photographs registered, {self.cameras} camera(s), {self.points} points "
+            f"seen in {self.track_length:.1f} photographs each, mean reprojection error {self.error:.2f} px"
         ]
-        return "\n".join(lines + [f"  left out: {name}: {reason}" for name, reason in self.left_out.items()])
+        lines += [f"  longest steps: {', '.join(f'{step} {s:.0f} s' for step, s in longest)}"] if longest else []
+        lines += [f"  tried: {'; '.join(self.tried)}"] if len(self.tried) > 1 else []
+        lines += [f"  left out: {printable(name)}: {printable(reason)}" for name, reason in self.left_out.items()]
+        return "\n".join(lines + [f"  advice: {text}" for text in [advice(self.left_out)] if text])
+
+
+def advice(left_out: dict[str, str]) -> str | None:
+    """What helps most of the photographs left out; None when they are only repeated or none are."""
+    causes = Counter(text for reason in left_out.values() for key, text in HELP.items() if key in reason)
+    return causes.most_common(1)[0][0] if causes else None
 
 
 def _pycolmap():
@@ -67,95 +81,6 @@ def _pycolmap():
         raise UserError("structure from motion needs the package pycolmap: pip install pycolmap, or use a scene that has cameras") from None
     pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     return pycolmap
-
-
-def _chunks(items: list, size: int) -> Iterator[list]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-# ---- features, matches, reconstruction ----
-
-
-def lens_model(n: int) -> str:
-    """COLMAP's camera model for n photographs of one camera: few photographs do not determine tangential distortion."""
-    return "OPENCV" if n >= FULL_LENS else "SIMPLE_RADIAL"
-
-
-def _features(pycolmap, photos: list[Photo], work: Path, threads: int, masks: Path | None) -> None:
-    """SIFT features of all photographs, inside the masks when given; photographs with equal EXIF share a camera."""
-    reader, options = pycolmap.ImageReaderOptions(), pycolmap.FeatureExtractionOptions()
-    options.max_image_size, options.num_threads, options.use_gpu = LARGEST, threads, False
-    if masks is not None:
-        reader.mask_path = masks
-    groups = {camera: [p.name for p in photos if p.camera == camera] for camera in dict.fromkeys(p.camera for p in photos)}
-    with tqdm(total=len(photos), desc="features", leave=False) as bar:
-        for names in groups.values():
-            reader.existing_camera_id, reader.camera_model = -1, lens_model(len(names))
-            for chunk in _chunks(names, 8):
-                pycolmap.extract_features(
-                    work / "database.db", work / "images", chunk, pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
-                )
-                with pycolmap.Database.open(work / "database.db") as database:
-                    reader.existing_camera_id = database.read_image_with_name(chunk[0]).camera_id
-                bar.update(len(chunk))
-
-
-def _pairs(names: list[str], matching: str) -> list[tuple[str, str]]:
-    """Pairs to match: all (exhaustive), or each name with OVERLAP successors and those 2^k steps ahead (sequential)."""
-    if matching == "exhaustive":
-        return list(itertools.combinations(names, 2))
-    steps = sorted({*range(1, OVERLAP + 1), *(2**k for k in range(5, 16))})
-    return [(names[i], names[i + step]) for i in range(len(names)) for step in steps if i + step < len(names)]
-
-
-def _matches(pycolmap, names: list[str], work: Path, matching: str, threads: int) -> None:
-    matcher, pairing, verify = pycolmap.FeatureMatchingOptions(), pycolmap.ImportedPairingOptions(), pycolmap.TwoViewGeometryOptions()
-    matcher.num_threads, matcher.use_gpu = threads, False
-    pairs = _pairs(names, matching)
-    pairing.match_list_path = work / "pairs.txt"
-    with tqdm(total=len(pairs), desc="matching", leave=False) as bar:
-        for chunk in _chunks(pairs, 200):
-            (work / "pairs.txt").write_text("".join(f"{a} {b}\n" for a, b in chunk))
-            pycolmap.match_image_pairs(work / "database.db", matcher, pairing, verify, pycolmap.Device.cpu)
-            bar.update(len(chunk))
-
-
-def _mapping(pycolmap, names: list[str], work: Path, threads: int):
-    """(the largest reconstruction or None, number of reconstructions)."""
-    options = pycolmap.IncrementalPipelineOptions()
-    options.num_threads, options.random_seed, options.extract_colors = threads, SEED, False
-    options.min_model_size = min(10, len(names))
-    (work / "models").mkdir()
-    with tqdm(total=len(names), desc="cameras", leave=False) as bar:
-        found = pycolmap.incremental_mapping(
-            work / "database.db", work / "images", work / "models", options,
-            initial_image_pair_callback=lambda: bar.update(2), next_image_callback=lambda: bar.update(1),
-        )  # fmt: skip
-    models = sorted(found.values(), key=lambda model: model.num_reg_images(), reverse=True)
-    return (models[0] if models else None), len(models)
-
-
-def _why_left_out(pycolmap, names: list[str], registered: set[str], work: Path) -> dict[str, str]:
-    with pycolmap.Database.open(work / "database.db") as database:
-        ids = {image.image_id: image.name for image in database.read_all_images()}
-        partners = dict.fromkeys(names, 0)
-        pairs, counts = database.read_two_view_geometry_num_inliers()
-        for pair, count in zip(pairs, counts):
-            if count >= 15:
-                for i in pycolmap.pair_id_to_image_pair(pair):
-                    partners[ids[i]] += 1
-        features = {name: database.num_keypoints_for_image(i) for i, name in ids.items()}
-    reasons = {}
-    for name in names:
-        if name in registered:
-            continue
-        if features.get(name, 0) < 200:
-            reasons[name] = f"only {features.get(name, 0)} features: blurred, dark or without texture"
-        elif not partners[name]:
-            reasons[name] = "no matches with other photographs"
-        else:
-            reasons[name] = f"matches with {partners[name]} others, but inconsistent with the reconstruction"
-    return reasons
 
 
 # ---- the scene folder ----
@@ -325,62 +250,58 @@ def reconstruct(photos: Path, scene: Path, masks: Path | None = None, matching: 
     return report
 
 
-def _solve(pycolmap, photos: list[Photo], work: Path, matching: str, threads: int, masks: Path | None):
-    """(the largest reconstruction or None, number of reconstructions)."""
-    names = [p.name for p in photos]
-    shutil.rmtree(work / "models", ignore_errors=True)
-    (work / "database.db").unlink(missing_ok=True)
-    _features(pycolmap, photos, work, threads, masks)
-    _matches(pycolmap, names, work, matching, threads)
-    return _mapping(pycolmap, names, work, threads)
-
-
-def _registered(model) -> set[str]:
-    return set() if model is None else {model.image(i).name for i in model.reg_image_ids()}
-
-
 def _log_skipped(folder: Path) -> None:
     for where, count in list_photos(folder)[1].items():
         more = "; --masks makes use of them" if where.lower() in ("mask/", "masks/") else ""
         log.info("%s: %d image files in %s are ignored%s", folder, count, where, more)
 
 
+def _cameras(solver: Solver, masks: Path | None) -> tuple[Attempt, list[str]]:
+    """(the best reconstruction, what was tried); features outside the masks are used when those inside do not suffice."""
+    best = solver.first(masks)
+    if masks is not None and len(best.names) < ENOUGH * len(solver.photos):
+        log.info("%d of %d photographs registered by features inside the masks; using all features", len(best.names), len(solver.photos))
+        other = solver.first(None)
+        if other.rank < best.rank:
+            return best, [str(best), str(other)]
+        best = other
+    return improve(solver, best)
+
+
 def _reconstruct(pycolmap, source: Path, work: Path, masks: Path | None, matching: str, threads: int) -> Report:
     pycolmap.set_random_seed(SEED)
+    solver = Solver(pycolmap, [], work, matching, threads)
     if source.is_file():
         if masks is not None:
             raise UserError(f"{source}: --masks needs a folder of photographs, got a video; extract its frames and mask these")
-        extract_frames(source, work / "frames")
+        with solver.timed("frames of the video"):
+            extract_frames(source, work / "frames")
         source = work / "frames"
     _log_skipped(source)
-    photos, left_out = collect(source, work / "images")
-    if masks is not None:
-        copy_masks(photos, masks, source, work / "masks")
-    names = [p.name for p in photos]
+    with solver.timed("copies"):
+        solver.photos, left_out = collect(source, work / "images")
+        if masks is not None:
+            copy_masks(solver.photos, masks, source, work / "masks")
+    names = solver.names
     if matching == "auto":
-        matching = "exhaustive" if len(names) <= ALL_PAIRS else "sequential"
-    log.info("%d photographs; features, %s matching, cameras", len(names), matching)
+        solver.matching = "exhaustive" if len(names) <= ALL_PAIRS else "sequential"
+    log.info("%d photographs; features, %s matching, cameras", len(names), solver.matching)
     try:
-        best, count = _solve(pycolmap, photos, work, matching, threads, work / "masks" if masks is not None else None)
-        if masks is not None and len(_registered(best)) < ENOUGH * len(names):
-            log.info("%d of %d photographs registered by features inside the masks; using all features", len(_registered(best)), len(names))
-            best, count = max(
-                (best, count), _solve(pycolmap, photos, work, matching, threads, None), key=lambda found: len(_registered(found[0]))
-            )
-    except (RuntimeError, ValueError) as error:  # exceptions of COLMAP's C++ code
-        raise UserError(f"{source}: structure from motion failed ({str(error).strip().splitlines()[-1][:120]}); {ADVICE}") from None
-    registered = _registered(best)
-    left_out |= _why_left_out(pycolmap, names, registered, work)
-    if best is None or len(registered) < LEAST:
+        best, tried = _cameras(solver, work / "masks" if masks is not None else None)
+    except ERRORS as error:
+        what = (str(error).strip().splitlines() or ["no reason given"])[-1][:120]
+        raise UserError(f"{source}: structure from motion failed ({what}); {ADVICE}") from None
+    left_out |= why_left_out(solver, best.names)
+    if best.model is None or len(best.names) < LEAST:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
-        raise UserError(f"{source}: {len(registered)} of {len(names)} photographs fit together ({why}); {ADVICE}")
-    if count > 1:
-        log.warning("the photographs form %d groups that do not overlap; the largest is kept: add photographs in between", count)
+        raise UserError(f"{source}: {len(best.names)} of {len(names)} photographs fit together ({why}); {ADVICE}")
+    if best.groups > 1:
+        log.warning("the photographs form %d groups that do not overlap; the largest is kept: add photographs in between", best.groups)
     (work / "sparse/0").mkdir(parents=True)
-    best.write_binary(work / "sparse/0")
+    best.model.write_binary(work / "sparse/0")
     return Report(
-        len(names) + len(left_out.keys() - set(names)), len(registered), best.compute_mean_reprojection_error(), best.num_points3D(),
-        best.num_cameras(), left_out,
+        len(names) + len(left_out.keys() - set(names)), len(best.names), best.error, best.model.num_points3D(), best.model.num_cameras(),
+        left_out, best.model.compute_mean_track_length(), {step: round(s, 1) for step, s in solver.seconds.items()}, tried,
     )  # fmt: skip
 
 

@@ -171,10 +171,10 @@ def test_photos_takes_a_video(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", panning())
     before = (tmp_path / "a.mp4").read_bytes()
 
-    def solved(pycolmap, photos, work, *_):
-        raise UserError(f"{len(photos)} frames in {work.parent.name}")
+    def solved(solver, masks):
+        raise UserError(f"{len(solver.photos)} frames in {solver.work.parent.name}")
 
-    monkeypatch.setattr(sfm, "_solve", solved)
+    monkeypatch.setattr(sfm, "_cameras", solved)
     pytest.importorskip("pycolmap", reason="pycolmap is not installed")
     with pytest.raises(UserError, match=r"\d\d frames in scene"):
         reconstruct(tmp_path / "a.mp4", tmp_path / "scene")

@@ -11,7 +11,8 @@ from PIL import Image
 import run
 from process_data import sfm
 from process_data.photos import collect, copy_masks, find_photos
-from process_data.sfm import _pairs, reconstruct, scene_folder
+from process_data.sfm import reconstruct, scene_folder
+from process_data.solve import lens_model, pairs
 from utils.errors import UserError
 from utils.image import read_rgb, write_png
 
@@ -113,8 +114,8 @@ def test_masks_turn_with_their_photographs(tmp_path):
 
 def test_pairs():
     names = [str(i) for i in range(100)]
-    assert len(_pairs(names, "exhaustive")) == 4950
-    few = _pairs(names, "sequential")
+    assert len(pairs(names, "exhaustive")) == 4950
+    few = pairs(names, "sequential")
     assert ("0", "20") in few and ("0", "64") in few and ("0", "21") not in few and len(set(few)) == len(few)
 
 
@@ -291,7 +292,7 @@ def test_digital_zoom_separates_cameras(tmp_path):
         photo(tmp_path / f"in/{i}.jpg", i, zoom=zoom)
     photos, _ = collect(tmp_path / "in", tmp_path / "out")
     assert photos[0].camera == photos[1].camera != photos[2].camera
-    assert sfm.lens_model(9) == "SIMPLE_RADIAL" and sfm.lens_model(10) == "OPENCV"
+    assert lens_model(9) == "SIMPLE_RADIAL" and lens_model(10) == "OPENCV"
 
 
 def test_blurred_photographs_are_left_out(tmp_path):
