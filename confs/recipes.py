@@ -28,10 +28,15 @@ MASK_FREE = {
     "loss": {"mask": 0, "distortion_bg": 0.01},
 }
 
-# model.start=points: the surface is roughly known from the first step on, so it starts sharper and takes fewer samples
+# model.start=points: the surface is roughly known from the first step on, so it starts sharp and is kept from dissolving, and
+# takes few samples. loss.points holds concave parts, which colours alone fill (docs/recipes.md, "Photographs").
 POINTS_START = {
     "model": {
         "variance": {"min_inv_s": [150, 600, 0.1, 0.7], "max_inv_s": 20000},
         "occupancy": {"threshold": 0.02, "resolution": 128},
+        "grid": {"n_levels": 14, "top": 1024, "levels": [5, 14, 0.0, 0.4]},
+        "sdf": {"pass_encoding": True},
+        "background_field": {"log2_size": 18},
     },
+    "loss": {"points": 0.3},
 }

@@ -107,7 +107,7 @@ class OptimConfig:
     lr_grid: float = 0.01  # hash table
     lr_background: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
-    lr_pose: Any = field(default_factory=lambda: [0.0002, 0.00001, 0.2, 0.9])  # model.pose: radians and radii a step, a geometric schedule
+    lr_pose: Any = field(default_factory=lambda: [0.0004, 0.00001, 0.2, 0.9])  # model.pose: radians and radii a step, a geometric schedule
     pose_begin: float = 0.05  # progress from which cameras are refined; before it the surface says little about them
     lr_appearance: float = 0.002  # model.appearance
     weight_decay: float = 0.0

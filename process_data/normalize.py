@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.rays import Scene
 
 KEPT = 1_000_000  # pixels of an image that is not reduced by default
-REDUCED = 750_000  # pixels to which larger ones are reduced
+REDUCED = 500_000  # pixels of a training image of the larger ones
 
 
 def similarity_parts(to_world: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -86,8 +86,8 @@ def new_size(width: int, height: int, img_wh: list[int] | None, downscale: float
 
 
 def auto_downscale(width: int, height: int) -> float:
-    """The factor of `dataset.img_downscale=null`: 1 for an image of up to KEPT pixels, else the one that leaves REDUCED pixels."""
-    return 1.0 if width * height <= KEPT else round(float(np.sqrt(width * height / REDUCED)), 3)
+    """The factor of `dataset.img_downscale=null`: 1 for an image of up to KEPT pixels, else a multiple of 1/4 that leaves about REDUCED."""
+    return 1.0 if width * height <= KEPT else round(4 * float(np.sqrt(width * height / REDUCED))) / 4
 
 
 def new_sizes(sizes: list[tuple[int, int]], img_wh: list[int] | None, downscale: float | None) -> list[tuple[int, int]]:
