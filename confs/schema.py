@@ -38,8 +38,8 @@ class DatasetConfig:
     center: Any = "auto"  # of the region of interest: auto, cameras, lookat, points, bbox, given, or [x, y, z] in the world
     radius: Optional[float] = None  # of the region of interest in world units; null: by masks, points or what the cameras frame
     up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world
-    test_steps: int = 60  # frames of the video
-    test_scale: float = 1.0  # size of the video's frames over that of the photographs
+    test_steps: Optional[int] = None  # frames of the video; null: 60, down to 24 where they take longer than trainer.test_share
+    test_scale: Optional[float] = None  # size of its frames over that of the photographs; null: 480 rows, fewer where these take longer
 
     def __post_init__(self) -> None:
         check(
@@ -53,8 +53,8 @@ class DatasetConfig:
             center=(_named_or_xyz(self.center, CENTERS), f"must be {', '.join(CENTERS)} or [x, y, z], got {self.center}"),
             radius=(self.radius is None or self.radius > 0, f"must be positive, got {self.radius}"),
             up=(_named_or_xyz(self.up, UPS) and self.up != [0, 0, 0], f"must be {', '.join(UPS)} or a direction [x, y, z], got {self.up}"),
-            test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
-            test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
+            test_steps=(self.test_steps is None or self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
+            test_scale=(self.test_scale is None or 0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
         )
 
 
@@ -133,10 +133,11 @@ class TrainerConfig:
     outputs_dir: str = "outputs"
     trial_name: Optional[str] = None  # folder of the run; null: time stamp
     log_every: int = 50  # steps
-    val_minutes: float = 1.0  # minutes of training between validation images; 0: none
+    val_minutes: float = 1.0  # minutes of training between validation images, which take a tenth of it at most; 0: none
     save_minutes: float = 2.0  # minutes of training between checkpoints
     save_every: int = 0  # or steps between checkpoints; 0: by minutes only
     finish: bool = True  # test and mesh after training
+    test_share: float = 0.1667  # of the training time: most that the test, and the video, take (at least 30 s each); 0: no limit
     average: float = 0.1  # last share of the run over which the weights are averaged; 0: none
     max_skipped: int = 50  # non-finite steps in a row that stop the run
     chunk: int = 4096  # rays rendered at once
@@ -154,6 +155,7 @@ class TrainerConfig:
             val_minutes=(self.val_minutes >= 0, f"must not be negative, got {self.val_minutes}"),
             save_minutes=(self.save_minutes > 0, f"must be positive, got {self.save_minutes}"),
             save_every=(self.save_every >= 0, f"must not be negative, got {self.save_every}"),
+            test_share=(self.test_share >= 0, f"must not be negative, got {self.test_share}"),
             average=(0 <= self.average < 1, f"must lie in [0, 1), got {self.average}"),
             chunk=(self.chunk >= 1, f"must be at least 1, got {self.chunk}"),
         )

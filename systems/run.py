@@ -17,6 +17,7 @@ from confs.schema import Config
 from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.preview import scene_picture
+from systems.budget import FLOOR, allowance
 from systems.build import build_system, restore_system
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
@@ -115,8 +116,8 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 
 
-def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
-    """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
+def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True) -> int:
+    """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
     cfg, state, path = job.cfg, job.state, job.path
     threads = setup_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
@@ -148,12 +149,15 @@ def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
             assert state is not None and path is not None
             system = restore_system(cfg, device, state, path)
             system.prepare(scene)
+        trained = trainer.clock.seconds if train else float(state["trained_seconds"] if state else 0)
+        allowed, began = allowance(trained, cfg.trainer.test_share), time.perf_counter()
         if test:
-            evaluate(system, scene, cfg, run, device)
+            evaluate(system, scene, cfg, run, device, allowed)
         if mesh:
             compare_with_truth(system.export(scene, run), scene, cfg, run)
-        if test:
-            video(system, scene, cfg, run, device)
+        if test and film:
+            left = 2 * allowed - (time.perf_counter() - began)  # the mesh takes its time out of the video's
+            video(system, scene, cfg, run, device, min(allowed, max(left, FLOOR)))
         return 0
     finally:
         run.close()
