@@ -30,7 +30,8 @@ def main(words: list[str] | None = None) -> int:
             return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
         if not (args.train or args.test or args.mesh):
             return 0
-        return run.execute(run.prepare(args.config, args.resume, args.overrides, args.preset), args.train, args.test, args.mesh)
+        job = run.prepare(args.config, args.resume, args.overrides, args.preset)
+        return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video)
     except UserError as error:
         log.error("error: %s", error)
         return 2

@@ -42,8 +42,8 @@ class DatasetConfig:
     up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world; auto: given where the files
     # have a meaning for it, else from the ground plane, else from the cameras
     marker_size: Optional[float] = None  # side of the printed markers in the photographs, metres (process_data/markers.py); null: none
-    test_steps: int = 60  # frames of the video
-    test_scale: float = 1.0  # size of the video's frames over that of the photographs
+    test_steps: Optional[int] = None  # frames of the video; null: 60, down to 24 where they take longer than trainer.test_share
+    test_scale: Optional[float] = None  # size of its frames over that of the photographs; null: 480 rows, fewer where these take longer
 
     def __post_init__(self) -> None:
         check(
@@ -61,8 +61,8 @@ class DatasetConfig:
                 self.marker_size is None or 1e-3 <= self.marker_size <= 10,
                 f"must be the side of a marker in metres, 0.001 to 10, got {self.marker_size}",
             ),
-            test_steps=(self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
-            test_scale=(0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
+            test_steps=(self.test_steps is None or self.test_steps >= 1, f"must be at least 1, got {self.test_steps}"),
+            test_scale=(self.test_scale is None or 0 < self.test_scale <= 4, f"must lie in (0, 4], got {self.test_scale}"),
         )
 
 
@@ -147,10 +147,11 @@ class TrainerConfig:
     outputs_dir: str = "outputs"
     trial_name: Optional[str] = None  # folder of the run; null: time stamp
     log_every: int = 50  # steps
-    val_minutes: float = 1.0  # minutes of training between validation images; 0: none
+    val_minutes: float = 1.0  # minutes of training between validation images, which take a tenth of it at most; 0: none
     save_minutes: float = 2.0  # minutes of training between checkpoints
     save_every: int = 0  # or steps between checkpoints; 0: by minutes only
     finish: bool = True  # test and mesh after training
+    test_share: float = 0.1667  # of the training time: most that the test, and the video, take (at least 30 s each); 0: no limit
     average: float = 0.1  # last share of the run over which the weights are averaged; 0: none
     max_skipped: int = 50  # non-finite steps in a row that stop the run
     chunk: int = 4096  # rays rendered at once
@@ -168,6 +169,7 @@ class TrainerConfig:
             val_minutes=(self.val_minutes >= 0, f"must not be negative, got {self.val_minutes}"),
             save_minutes=(self.save_minutes > 0, f"must be positive, got {self.save_minutes}"),
             save_every=(self.save_every >= 0, f"must not be negative, got {self.save_every}"),
+            test_share=(self.test_share >= 0, f"must not be negative, got {self.test_share}"),
             average=(0 <= self.average < 1, f"must lie in [0, 1), got {self.average}"),
             chunk=(self.chunk >= 1, f"must be at least 1, got {self.chunk}"),
         )

@@ -31,6 +31,7 @@ def parser() -> Parser:
     p.add_argument("--config", metavar="YAML", help="what to build; by default NeuS, on the layout that dataset.root_dir turns out to have")
     p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")
+    p.add_argument("--no-video", action="store_true", help="no video after the test (with --train or --test)")
     p.add_argument("--mesh", action="store_true", help="extract the mesh (with --resume)")
     p.add_argument("--resume", metavar="CKPT", help="a checkpoint, or a run folder (its newest checkpoint)")
     presets = ["fast", "balanced", "best"]
@@ -80,6 +81,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     for flag in ("marker_size", "scale_distance"):
         if getattr(args, flag) and (alone or not (args.train or args.mesh)):
             raise UserError(f"--{flag.replace('_', '-')} goes with --train or --mesh")
+    if args.no_video and not (args.train or args.test):
+        raise UserError("--no-video goes with --train or --test")
     if args.preset and not args.train:
         raise UserError("--preset goes with --train")
     if args.eval:

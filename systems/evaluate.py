@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from tqdm import tqdm
 from confs.schema import Config
 from process_data.path import orbit
 from process_data.rays import view_rays
-from systems.base import cut_out, picture_background
-from systems.metrics import view_metrics
-from systems.validate import rows_of, truth_of, view_images
+from systems.base import picture_background
+from systems.budget import FRAMES, SMALLER, UNMEASURED, fitting_scale, plan_video, seconds_per_pixel
+from systems.validate import view_images, view_picture
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.image import sheet, write_png
@@ -26,27 +27,41 @@ from utils.rays import Cameras, Scene
 log = logging.getLogger("neus")
 
 
+def scale_of_test(system, scene: Scene, cfg: Config, device: torch.device, views: Sequence[int], allowed: float) -> float:
+    """The scale at which the pictures of the views take the seconds allowed: 1 where they do at full size."""
+    pixels = int(scene.sizes[list(views)].prod(1).sum())
+    if math.isinf(allowed) or pixels <= UNMEASURED:
+        return 1.0
+    size = scene.cameras.size(views[0])
+    expected = pixels * seconds_per_pixel(size, lambda scale: view_picture(system, scene, cfg, device, views[0], scale))
+    scale = fitting_scale(expected, allowed, size, SMALLER)
+    if scale < 1:
+        message = (
+            "test: %d views at full size would take about %.0f s, of %.0f s (trainer.test_share): they are rendered at %.2f of their size, "
+            "and compared with photographs reduced alike"
+        )
+        log.info(message, len(views), expected, allowed, scale)
+    return scale
+
+
 def evaluate(
-    system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, fitted: dict[int, tuple[float, float]] | None = None
-) -> dict:
+    system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, allowed: float = math.inf,
+    fitted: dict[int, tuple[float, float]] | None = None,
+) -> dict:  # fmt: skip
     """Metrics over the held-out views (over the training views, with a warning, when none are held out), and pictures.
 
+    allowed: seconds; where the views take longer at full size, all are rendered and compared at a smaller one (`scale` of the result).
     fitted: {view: (PSNR before, after)} of held-out cameras that were fitted to their photographs, for the record.
     """
     views = scene.test or scene.train
     if not scene.test:
         log.warning("no views are held out (dataset.hold_every=0): the figures below are of training views")
+    scale = scale_of_test(system, scene, cfg, device, views, allowed)
     rows = []
     for view in tqdm(views, desc="test", leave=False):
-        w, h = scene.cameras.size(view)
-        truth, mask, background = truth_of(scene, view, cfg)
-        rays = view_rays(scene.cameras, view, cfg.model.radius).to(device)
-        render = system.render_view(rays, background.to(device), chunk=cfg.trainer.chunk)
-        metrics = view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask, cut_out(cfg, scene))
+        metrics, picture = view_picture(system, scene, cfg, device, view, scale)
         rows.append({"view": view, "name": scene.names[view], **metrics})
-        rgb, depth, normal = view_images(render, scene.cameras.c2w[view], h, w)
-        maps = system.maps(rays, render, chunk=cfg.trainer.chunk)
-        write_png(run / f"test/{view:03d}.png", rows_of([(truth * 255).round().to(torch.uint8), rgb, depth, normal], maps, h, w))
+        write_png(run / f"test/{view:03d}.png", picture)
     means = {}
     for key in ("psnr", "ssim", "psnr_masked", "psnr_cc", "psnr_cc_masked"):
         known = [r[key] for r in rows if r[key] is not None]
@@ -59,6 +74,7 @@ def evaluate(
     result = {
         **means,
         "held_out": bool(scene.test),
+        "scale": scale,
         "background": scene.test_background if cfg.dataset.apply_mask else "image",
         "held_out_cameras": "fitted to their photographs" if fitted else "as given",
         **({"probe_psnr_given": _mean(fitted, 0), "probe_psnr_fitted": _mean(fitted, 1)} if fitted else {}),
@@ -74,29 +90,38 @@ def _mean(fitted: dict[int, tuple[float, float]], k: int) -> float:
     return float(np.mean([pair[k] for pair in fitted.values()]))
 
 
-def video(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> None:
-    """An mp4 of colour and normals along a path over the captured hemisphere; a gif where no encoder is to be had."""
-    cameras = scale_cameras(orbit(scene.cameras, cfg.dataset.test_steps, cfg.model.radius), cfg.dataset.test_scale)
-    background = picture_background(cfg, scene).to(device)
-    frames = []
-    for i in tqdm(range(len(cameras)), desc="video", leave=False):
-        render = system.render_view(view_rays(cameras, i, cfg.model.radius).to(device), background, chunk=cfg.trainer.chunk)
-        rgb, _, normal = view_images(render, cameras.c2w[i], cameras.height, cameras.width)
-        frames.append(np.asarray(sheet([rgb, normal])))
-    path = write_video(run / "video.mp4", frames)
-    log.info("video: %d frames -> %s", len(frames), path)
+def video(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, allowed: float = math.inf) -> None:
+    """An mp4 of colour and normals along a path over the captured hemisphere; a gif where no encoder is to be had.
+
+    allowed: seconds, which `plan_video` keeps to.
+    """
+    d, background = cfg.dataset, picture_background(cfg, scene).to(device)
+    path = orbit(scene.cameras, d.test_steps or FRAMES, cfg.model.radius)
+    size = path.size(0)
+
+    def frame(camera: Cameras) -> np.ndarray:
+        render = system.render_view(view_rays(camera, 0, cfg.model.radius).to(device), background, chunk=cfg.trainer.chunk)
+        rgb, _, normal = view_images(render, camera.c2w[0], camera.height, camera.width)
+        return np.asarray(sheet([rgb, normal]))
+
+    usual, rate = plan_video(0.0, size, d.test_steps, d.test_scale, allowed), 0.0
+    if usual[0] * size[0] * size[1] * usual[1] ** 2 > UNMEASURED and None in (d.test_steps, d.test_scale) and not math.isinf(allowed):
+        rate = seconds_per_pixel(size, lambda scale: frame(scale_cameras(path[:1], scale)))
+    frames, scale = plan_video(rate, size, d.test_steps, d.test_scale, allowed)
+    cameras = scale_cameras(orbit(scene.cameras, frames, cfg.model.radius), scale)
+    if (frames, scale) != usual:
+        message = (
+            "video: reduced to %d frames of %dx%d, to take about %.0f s (trainer.test_share; dataset.test_steps and test_scale set them)"
+        )
+        log.info(message, frames, cameras.width, cameras.height, allowed)
+    pictures = [frame(cameras[i : i + 1]) for i in tqdm(range(frames), desc="video", leave=False)]
+    written = write_video(run / "video.mp4", pictures, fps=24 if d.test_steps else max(1, round(24 * frames / FRAMES)))
+    log.info("video: %d frames -> %s", frames, written)
 
 
 def scale_cameras(cameras: Cameras, scale: float) -> Cameras:
-    """Cameras of an image `scale` times as large, with even sides (video codecs want them)."""
-    h, w = (max(2, round(n * scale / 2) * 2) for n in (cameras.height, cameras.width))
-    fx, fy = w / cameras.width, h / cameras.height
-    K = cameras.K.clone()
-    K[:, 0] *= fx
-    K[:, 1] *= fy
-    K[:, 0, 2] += (fx - 1) / 2  # pixel centres at integers
-    K[:, 1, 2] += (fy - 1) / 2
-    return Cameras(K, cameras.c2w, h, w)
+    """Cameras of images `scale` times as large, with even sides (video codecs want them); all of one size."""
+    return cameras.resized(*(max(2, round(n * scale / 2) * 2) for n in cameras.size(0)))
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 24) -> Path:

@@ -19,6 +19,7 @@ from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.normalize import in_frame
 from process_data.preview import scene_picture
+from systems.budget import FLOOR, allowance
 from systems.build import build_system, restore_system
 from systems.cameras import align_held_out, refined, write_cameras
 from systems.evaluate import evaluate, video
@@ -147,8 +148,8 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 
 
-def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
-    """Train and/or test and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
+def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True) -> int:
+    """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
     cfg, state, path = job.cfg, job.state, job.path
     threads = setup_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
@@ -181,16 +182,19 @@ def execute(job: Job, train: bool, test: bool, mesh: bool) -> int:
             assert state is not None and path is not None
             system = restore_system(cfg, device, state, path, scene)
             system.prepare(scene)
+        trained = trainer.clock.seconds if train else float(state["trained_seconds"] if state else 0)
+        allowed, began = allowance(trained, cfg.trainer.test_share), time.perf_counter()
         fitted = align_held_out(system, scene, cfg) if test else {}
         scene = refined(system, scene)
         if system.model.pose is not None:
             write_cameras(scene, run)
         if test:
-            evaluate(system, scene, cfg, run, device, fitted)
+            evaluate(system, scene, cfg, run, device, allowed, fitted)
         if mesh:
             compare_with_truth(system.export(scene, run), scene, cfg, run)
-        if test:
-            video(system, scene, cfg, run, device)
+        if test and film:
+            left = 2 * allowed - (time.perf_counter() - began)  # the mesh takes its time out of the video's
+            video(system, scene, cfg, run, device, min(allowed, max(left, FLOOR)))
         return 0
     finally:
         run.close()

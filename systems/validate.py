@@ -1,5 +1,6 @@
 """Pictures of one held-out view while training."""
 
+import time
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,9 @@ from torch import Tensor
 from confs.schema import Config
 from process_data.rays import view_rays
 from systems.base import cut_out, picture_background
+from systems.budget import SMALL, VALIDATION, fitting_scale, probe_scale
 from systems.metrics import view_metrics
-from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, sheet, write_png
+from utils.image import depth_to_rgb, normal_to_rgb, read_rgb, resize, sheet, write_png
 from utils.log import RunFolder
 from utils.rays import Render, Scene
 
@@ -66,31 +68,53 @@ def progress_sheet(folder: Path, rows: int = 12, width: int = 1200) -> np.ndarra
     return np.concatenate(strips)
 
 
+def view_picture(
+    system, scene: Scene, cfg: Config, device: torch.device, view: int, scale: float = 1.0, progress: float = 1.0, split: bool = False
+) -> tuple[dict[str, float | None], np.ndarray]:
+    """(metrics, picture [H', W', 3] uint8: truth, render, depth, normals, the method's maps) of a view.
+
+    scale: of its size; the truth is reduced alike, by area. split: also foreground and learned background, each as a picture.
+    """
+    truth, mask, background = truth_of(scene, view, cfg)
+    w, h = (max(1, round(n * scale)) for n in scene.cameras.size(view))
+    truth = torch.from_numpy(resize(truth.numpy(), w, h))
+    mask = None if mask is None else torch.from_numpy(resize(mask[..., None].numpy(), w, h)[..., 0])
+    rays = view_rays(scene.cameras[view : view + 1].resized(w, h), 0, cfg.model.radius).to(device)
+    render = system.render_view(rays, background.to(device), progress, cfg.trainer.chunk, full_background=split)
+    rgb, depth, normal = view_images(render, scene.cameras.c2w[view], h, w)
+    maps = system.maps(rays, render, progress, cfg.trainer.chunk)
+    first = [(truth * 255).round().to(torch.uint8), rgb, *(layers(render, h, w) if split else []), depth, normal]
+    return view_metrics(render.rgb.view(h, w, 3).float().cpu(), truth, mask, cut_out(cfg, scene)), rows_of(first, maps, h, w)
+
+
 class Validator:
-    """Renders the middle held-out view every `val_minutes`, into images/ (progress.png: all of them) and TensorBoard."""
+    """Renders the middle held-out view every `val_minutes`, into images/ (progress.png: all of them) and TensorBoard.
+
+    The first picture is small. Its time decides the size of the next; where pictures still take more than a tenth of the training
+    time, they are rarer.
+    """
 
     def __init__(self, system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
         views = scene.test or scene.train
         self.view = views[len(views) // 2]
-        self.last = 0.0
+        self.size = scene.cameras.size(self.view)
+        self.last = self.spent = 0.0  # seconds of training at the last picture, seconds spent on pictures
+        self.whole: float | None = None  # seconds of a picture at full size, as far as known
 
     def maybe(self, step: int, seconds: float, progress: float) -> None:
-        minutes = self.cfg.trainer.val_minutes
-        if minutes and seconds - self.last >= 60 * minutes:
-            self.last = seconds
-            self(step, progress)
+        """A picture when it is due after so many seconds of training."""
+        minutes, since = self.cfg.trainer.val_minutes, seconds - self.last
+        if not minutes or since < 60 * minutes or self.spent > VALIDATION * seconds:
+            return
+        scale = probe_scale(self.size) if self.whole is None else fitting_scale(self.whole, VALIDATION * since, self.size, SMALL)
+        self.last, began = seconds, time.perf_counter()
+        self(step, progress, scale)
+        took = time.perf_counter() - began
+        self.spent, self.whole = self.spent + took, took / scale**2
 
-    def __call__(self, step: int, progress: float) -> dict:
-        scene = self.scene
-        w, h = scene.cameras.size(self.view)
-        truth, mask, background = truth_of(scene, self.view, self.cfg)
-        rays = view_rays(scene.cameras, self.view, self.cfg.model.radius).to(self.device)
-        render = self.system.render_view(rays, background.to(self.device), progress, self.cfg.trainer.chunk, full_background=True)
-        metrics = view_metrics(render.rgb.view(h, w, 3).cpu(), truth, mask)
-        rgb, depth, normal = view_images(render, scene.cameras.c2w[self.view], h, w)
-        maps = self.system.maps(rays, render, progress, self.cfg.trainer.chunk)
-        picture = rows_of([(truth * 255).round().to(torch.uint8), rgb, *layers(render, h, w), depth, normal], maps, h, w)
+    def __call__(self, step: int, progress: float, scale: float = 1.0) -> dict:
+        metrics, picture = view_picture(self.system, self.scene, self.cfg, self.device, self.view, scale, progress, split=True)
         write_png(self.run / f"images/val_{step:06d}.png", picture)
         write_png(self.run / "images/progress.png", progress_sheet(self.run.root / "images"))
         self.run.image("val", picture, step)

@@ -180,6 +180,14 @@ class Cameras(_Movable):
     def __getitem__(self, index) -> "Cameras":
         return Cameras(self.K[index], self.c2w[index], self.height, self.width, self.sizes[index])
 
+    def resized(self, width: int, height: int) -> "Cameras":
+        """The same views with images resized to this size: u -> f u + (f - 1) / 2, f = new / old width."""
+        f = torch.tensor([width, height]).to(self.K) / self.sizes
+        K = self.K.clone()
+        K[:, :2] *= f[:, :, None]
+        K[:, :2, 2] += (f - 1) / 2
+        return Cameras(K, self.c2w, height, width)
+
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) of view i."""
         width, height = self.sizes[i].tolist()

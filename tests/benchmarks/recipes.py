@@ -63,7 +63,7 @@ def run_one(scene: Path, recipe: str, changes: list[str], seed: int, args: argpa
         return json.loads(result.read_text())
     budget = [f"trainer.max_steps={args.steps}"] if args.steps else [f"trainer.max_minutes={args.minutes}", "trainer.max_steps=1000000"]
     words = ["--config", args.config, "--train", f"dataset.root_dir={scene}", *budget, "name=recipes",
-             f"trainer.outputs_dir={args.out}", f"trainer.trial_name={name}", f"seed={seed}", "dataset.test_steps=1", "trainer.val_minutes=0", *changes]  # fmt: skip
+             f"trainer.outputs_dir={args.out}", f"trainer.trial_name={name}", f"seed={seed}", "dataset.test_steps=1", "trainer.test_share=0", "trainer.val_minutes=0", *changes]  # fmt: skip
     done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         tqdm.write(f"{name} failed:\n" + done.stdout[-600:])
