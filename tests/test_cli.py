@@ -143,6 +143,10 @@ def test_help_has_examples():
         (["--test", "--resume", "a", "--preset", "fast"], "--preset goes with --train"),
         (["--train", "--config", "confs/dtu.yaml", "model.backdrop.far=5"], "'model.backdrop.far' is now 'model.background_field.far'"),
         (["--train", "--config", "confs/dtu.yaml", "trainer.keep=2"], "'trainer.keep' is gone"),
+        (["--train", "--config", "confs/dtu.yaml", "--marker-size", "50"], "dataset.marker_size: must be the side of a marker in metres"),
+        (["--test", "--resume", "a", "--marker-size", "0.05"], "--marker-size goes with --train or --mesh"),
+        (["--train", "--config", "confs/dtu.yaml", "--scale-distance", "-1,0,0 1,0,0 -2"], "--scale-distance: the distance is -2 m"),
+        (["--train", "--config", "confs/dtu.yaml", "--scale-distance", "1,0,0 2"], '--scale-distance: expected "x,y,z x,y,z METRES"'),
     ],
 )
 def test_wrong_words(capsys, words, pattern):

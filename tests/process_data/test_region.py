@@ -102,6 +102,27 @@ def test_up_by_cameras_ground_and_hand():
     assert ground_normal(rng.uniform(-1, 1, (10, 3)), normal) is None
 
 
+def scattered(rng, normal, n):
+    """Points of a ball on a floor of n points with the given normal, around (5, 6, 7)."""
+    floor = rng.uniform(-3, 3, (n, 3))
+    floor -= np.outer(floor @ normal + 1 - rng.normal(0, 5e-3, n), normal)
+    ball = rng.standard_normal((600, 3))
+    return np.concatenate([floor, ball / np.linalg.norm(ball, axis=1, keepdims=True)]) + [5, 6, 7]
+
+
+@pytest.mark.parametrize(("tilt", "n", "words"), [(10, 500, "ground plane"), (0, 0, "cameras"), (90, 500, "cameras")])
+def test_up_is_estimated_from_a_clear_ground_or_else_from_the_cameras(tilt, n, words):
+    """A ball has no ground, and a wall is none: ground_normal finds a plane in both."""
+    normal = np.array([np.sin(np.radians(tilt)), 0, np.cos(np.radians(tilt))])
+    v = views(points=scattered(np.random.default_rng(0), normal, n))
+    to_world, line = choose_region(v, DatasetConfig(), auto_up="estimated")
+    want = normal if words == "ground plane" else np.array([0, 0, 1.0])
+    assert f"up from the {words}" in line and similarity_parts(to_world)[1][:, 2] @ want > np.cos(np.radians(0.5)), line
+    marked, line = choose_region(v, DatasetConfig(), auto_up="estimated", measured_up=np.array([0.6, 0, 0.8]))
+    assert "up from the markers" in line
+    np.testing.assert_allclose(similarity_parts(marked)[1][:, 2], [0.6, 0, 0.8], atol=1e-12)
+
+
 def test_masks_bound_the_object_tightly(tmp_path):
     scene = load_scene(DatasetConfig(root_dir=str(formats.write_transforms(tmp_path, formats.make()))), log=LOG)
     scale, _, centre = similarity_parts(scene.to_world.numpy())
