@@ -17,11 +17,12 @@ import PIL.Image
 from process_data.capture import as_mask
 from process_data.files import find_mask, natural_key
 from utils.errors import UserError
-from utils.image import SUFFIXES, as_rgb, check_complete, check_size, image_size, read_raster
+from utils.image import FORMATS, SUFFIXES, as_rgb, check_complete, check_size, image_size, read_raster
 
 LOG = logging.getLogger("neus")
 HEIC = (".heic", ".heif")
-COPIED = (".png", ".jpg", ".jpeg")  # copied as they are when upright; others are converted to JPEG
+COPIED = {"PNG": ".png", "JPEG": ".jpg", "MPO": ".jpg"}  # formats copied as they are when upright -> suffix of the copy
+COPY_PIXELS = 1 << 26  # of a copy; larger photographs are halved: they take memory and time, and features need far fewer pixels
 SKIPPED_FOLDERS = ("mask", "masks", "thumb", "thumbs", "thumbnail", "thumbnails", "@eadir", "__macosx")
 # EXIF 2.32, tags; those of SAME_LENS are equal for photographs that share intrinsics
 ORIENTATION, MAKE, MODEL, EXIF_BLOCK = 274, 271, 272, 34665
@@ -142,28 +143,58 @@ def _save(image: PIL.Image.Image, target: Path, source: PIL.Image.Image) -> None
         image.save(target, quality=97, subsampling=0)
 
 
+def _is_heic(path: Path) -> bool:
+    """Whether the file is HEIC by its content (ISO 23008-12): phones and messengers also name it .jpg."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _halved(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image reduced by powers of two to COPY_PIXELS at most; JPEG is decoded at the reduced size."""
+    factor = 1
+    while image.width * image.height > COPY_PIXELS * factor**2:
+        factor *= 2
+    size = (image.width // factor, image.height // factor)
+    if factor > 1:
+        image.draft(None, size)
+    return image if image.width <= size[0] else image.reduce(max(1, image.width // size[0]))
+
+
 def _upright(path: Path, name: str, folder: Path) -> Photo:
     """Copy a photograph to folder / name, byte by byte when it is upright. Raises various exceptions when it cannot be decoded."""
     target = folder / name
-    with PIL.Image.open(path) as image:
+    heic = _is_heic(path)
+    if heic:
+        _register_heif(path)
+    with PIL.Image.open(path, formats=("HEIF",) if heic else FORMATS) as image:
         check_size(path, *image.size)
         orientation, tags = read_exif(image)
         if image.format == "TIFF":
             orientation = 1  # decoders apply the orientation of TIFF
-        if path.suffix.lower() in SUFFIXES:
+        if not heic:
             check_complete(path)
-        if path.suffix.lower() in COPIED:
-            image.load()
-        upright = orientation == 1 and path.suffix.lower() in COPIED
-        decoded = path.suffix.lower() in (*COPIED, *HEIC)
-        pixels: PIL.Image.Image = image if decoded else PIL.Image.fromarray(as_rgb(read_raster(path)))
+        stored, small = image.size, image.width * image.height <= COPY_PIXELS
+        plain = small and orientation == 1 and image.mode != "CMYK" and COPIED.get(image.format or "") == target.suffix
+        decoded = heic or (image.format in COPIED and not image.mode.startswith("I"))  # Pillow clips 16 bits to 8
+        pixels: PIL.Image.Image = _halved(image if decoded else PIL.Image.fromarray(as_rgb(read_raster(path))))
+        pixels.load()
         target.parent.mkdir(parents=True, exist_ok=True)
-        if upright:
+        if plain:
             target.write_bytes(path.read_bytes())
         else:
             _save(_turned(pixels, orientation).convert("RGB"), target, image)
+        if not small:
+            LOG.info("%s: %dx%d pixels, reduced to %dx%d", path, *stored, *pixels.size)
     size = image_size(target)
     return Photo(path, name, (*tags, size), orientation, size)
+
+
+def _grey(path: Path) -> np.ndarray:
+    """The copy in grey, uint8 [H, W]; a JPEG is decoded at SHARPNESS_SIZE or a little more."""
+    with PIL.Image.open(path, formats=FORMATS) as image:
+        image.draft("L", (SHARPNESS_SIZE, SHARPNESS_SIZE))
+        return np.asarray(image.convert("RGB").convert("L"))
 
 
 def sharpness(grey: np.ndarray) -> float:
@@ -184,7 +215,7 @@ def sharpness(grey: np.ndarray) -> float:
 
 def blurred(photos: list[Photo], folder: Path) -> dict[str, float]:
     """{name: sharpness / median} of the copies in `folder` that are blurred relative to the others; empty when too many would be."""
-    values = {p.name: sharpness(read_raster(folder / p.name)[..., :3].mean(-1).astype(np.uint8)) for p in photos}
+    values = {p.name: sharpness(_grey(folder / p.name)) for p in photos}
     median = float(np.median(list(values.values())))
     found = {name: value / median for name, value in values.items() if value < BLURRED * median}
     return found if len(found) <= MAX_BLURRED * len(photos) and len(photos) - len(found) >= LEAST else {}
@@ -203,7 +234,7 @@ def collect(folder: Path, target: Path) -> tuple[list[Photo], dict[str, str]]:
     if heic is not None:
         _register_heif(heic)
     for path in paths:
-        shown = path.relative_to(folder).as_posix()
+        shown = printable(path.relative_to(folder).as_posix())
         name = _copy_name(path.relative_to(folder), {p.name for p in photos})
         try:
             digest = hashlib.sha256(path.read_bytes()).digest()
@@ -213,8 +244,9 @@ def collect(folder: Path, target: Path) -> tuple[list[Photo], dict[str, str]]:
             digests[digest] = shown
             photos.append(_upright(path, name, target))
         except Exception as error:  # noqa: BLE001 - Pillow raises many types on damaged files
-            left_out[shown] = f"cannot be read ({str(error)[:80]})"
-            (target / name).unlink(missing_ok=True)
+            left_out[shown] = f"cannot be read ({printable(str(error).removeprefix(f'{path}: ')[:120])})"
+            with contextlib.suppress(OSError):
+                (target / name).unlink(missing_ok=True)
     if len(photos) < LEAST:
         why = "; ".join(f"{k}: {v}" for k, v in list(left_out.items())[:3])
         raise UserError(f"{folder}: {len(photos)} usable photographs, expected at least {LEAST} ({why}); {ADVICE}")
@@ -244,6 +276,8 @@ def copy_masks(photos: list[Photo], masks: Path, folder: Path, target: Path) -> 
             raise UserError(f"{photo.source}: cannot be read ({str(error)[:80]}); copy it again") from None
         if photo.orientation != 1 and mask.size == stored:
             mask = _turned(mask, photo.orientation)
+        if photo.size != (0, 0) and mask.size != photo.size:
+            mask = mask.resize(photo.size, PIL.Image.Resampling.NEAREST)
         path = target / f"{photo.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         mask.save(path)

@@ -131,7 +131,8 @@ def foreign_files(scene: Path, parts: tuple[str, ...], written: dict[str, str]) 
             continue
         for path in sorted(top.rglob("*")):
             name = path.relative_to(scene).as_posix()
-            if path.is_symlink() or (path.is_file() and (name not in written or _checksum(path) != written[name])):
+            ours = path.is_file() and name in written and _checksum(path) == written[name]
+            if path.is_symlink() or not (path.is_dir() or ours):
                 found.append(name)
     return found
 
@@ -160,13 +161,18 @@ def _source(scene: Path) -> str | None:
         return ""
     if record:
         return record.get("photos")
-    return "" if any((scene / part).exists() for part in PARTS) else None
+    try:
+        return "" if any(not path.name.startswith(("sfm.part-", ".")) for path in scene.iterdir()) else None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
 
 
 def scene_folder(photos: Path) -> Path:
     """inputs/NAME for photographs in NAME/, NAME/images/ or NAME/DCIM/100CANON/, or for a video NAME.mp4.
 
-    -scene is appended where the photographs lie there, -2, -3, ... where the scene of other photographs lies there.
+    -scene is appended where the photographs lie there, -2, -3, ... where the scene of other photographs or other files lie there.
     """
     here = photos.resolve()
     names = [here.stem if here.is_file() else here.name, *(parent.name for parent in here.parents)]

@@ -1,6 +1,9 @@
 """Photographs alone: what is collected, what is left out and why; structure from motion on real ones where they are at hand."""
 
+import json
 import logging
+import os
+import zlib
 from pathlib import Path
 
 import cv2
@@ -160,6 +163,46 @@ def photos_in(folder: Path, n: int = 4, first: int = 0) -> Path:
     return folder
 
 
+def test_special_files_of_the_scene_folder_stay(tmp_path, fake_sfm):
+    (tmp_path / "scene/images").mkdir(parents=True)
+    os.mkfifo(tmp_path / "scene/images/pipe")
+    with pytest.raises(UserError, match="first: images/pipe"):
+        reconstruct(photos_in(tmp_path / "in"), tmp_path / "scene")
+    assert (tmp_path / "scene/images/pipe").is_fifo()
+
+
+def test_a_forged_or_damaged_record_deletes_nothing(tmp_path, fake_sfm):
+    mine = tmp_path / "scene/images/mine.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    for written in (
+        {"images/mine.jpg": "0" * 64},
+        {"images": 1},
+        ["images/mine.jpg"],
+        None,
+        {"../in/0.jpg": "x", "images/../images/mine.jpg": "x"},
+    ):
+        (tmp_path / "scene/sfm.json").write_text(json.dumps({"signature": [], "written": written}))
+        with pytest.raises(UserError, match="first: images/mine.jpg"):
+            reconstruct(photos_in(tmp_path / "in"), tmp_path / "scene")
+        assert mine.read_bytes() == b"mine"
+
+
+def test_files_added_while_it_runs_stay(tmp_path, fake_sfm, monkeypatch):
+    photos, scene, solve = photos_in(tmp_path / "in"), tmp_path / "scene", sfm._reconstruct
+
+    def slow(*words):
+        report = solve(*words)
+        (scene / "images").mkdir(exist_ok=True)
+        (scene / "images/mine.jpg").write_bytes(b"mine")
+        return report
+
+    monkeypatch.setattr(sfm, "_reconstruct", slow)
+    with pytest.raises(UserError, match="first: images/mine.jpg"):
+        reconstruct(photos, scene)
+    assert (scene / "images/mine.jpg").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", ["images/mine.jpg", "images/sub/mine.jpg", "sparse/0/mine.bin", "sfm.json"])
 def test_foreign_files_of_the_scene_folder_stay(tmp_path, fake_sfm, name):
     mine = tmp_path / "scene" / name
@@ -236,6 +279,15 @@ def test_scene_names(tmp_path, fake_sfm, monkeypatch):
     assert scene_folder(Path("cat/images")) == Path("inputs/cat")
     photos_in(Path("b/cat"))
     assert scene_folder(Path("b/cat")) == Path("inputs/cat-2")
+    photos_in(Path("C/cat/images"), first=20)
+    assert scene_folder(Path("C/cat/images")) == Path("inputs/cat-2")  # neither is made yet
+    reconstruct(Path("b/cat"), scene_folder(Path("b/cat")))
+    assert scene_folder(Path("C/cat/images")) == Path("inputs/cat-3") and scene_folder(Path("b/cat")) == Path("inputs/cat-2")
+    for i, (name, content) in enumerate((("images/0.jpg", b"x"), ("transforms.json", b"{}"), ("sfm.json", b"[]"))):  # scenes of others
+        (Path(f"inputs/s{i}") / name).parent.mkdir(parents=True)
+        (Path(f"inputs/s{i}") / name).write_bytes(content)
+        Path(f"D/s{i}").mkdir(parents=True)
+        assert scene_folder(Path(f"D/s{i}")) == Path(f"inputs/s{i}-2")
     photos_in(Path("b/cat"), 1, first=7)
     with pytest.raises(UserError, match="the scene of other photographs"):
         reconstruct(Path("b/cat"), Path("inputs/cat"))
@@ -256,18 +308,128 @@ def test_masks_thumbnails_and_hidden_folders_are_ignored(tmp_path, caplog):
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_exif_counts_as_none(tmp_path):
-    """Every byte of the EXIF block changed in turn: the photograph is used, or left out with a reason."""
-    photos_in(tmp_path / "in", 3)
-    whole = (tmp_path / "in/0.jpg").read_bytes()
-    at = whole.index(b"Exif\0\0") + 6
+    """300 EXIF blocks with wrong bytes, types, counts, offsets and lengths: every photograph is used."""
+    for i in range(3):
+        photo(tmp_path / f"in/{i}.jpg", i, orientation=(1, 6, 8)[i])
     rng = np.random.default_rng(0)
-    for k in range(150):
-        data = bytearray(whole)
-        for _ in range(3):
-            data[at + int(rng.integers(0, 100))] = int(rng.choice([0, 1, 4, 255, int(rng.integers(256))]))
+    for k in range(300):
+        photo(tmp_path / "whole.jpg", 1000 + k, orientation=(1, 6)[k % 2])
+        data = bytearray((tmp_path / "whole.jpg").read_bytes())
+        at = data.index(b"Exif\0\0") + 6
+        length = int.from_bytes(data[at - 8 : at - 6], "big") - 8
+        for _ in range(int(rng.integers(1, 6))):
+            j = at + int(rng.integers(0, length))
+            data[j] = int(rng.choice([0, 1, 4, 127, 255, int(rng.integers(256))]))
+            if rng.random() < 0.3:
+                data[j : min(j + 4, at + length)] = b"\xff\xff\xff\xff"[: at + length - j]
         (tmp_path / "in" / f"m{k}.jpg").write_bytes(data)
     photos, left_out = collect(tmp_path / "in", tmp_path / "out")
-    assert len(photos) + len(left_out) == 153 and len(photos) > 100
+    assert not left_out and len(photos) == 303
+
+
+def test_large_application_segments(tmp_path):
+    """More than 1 MiB of APP segments before the picture, with end markers inside."""
+    photos_in(tmp_path / "in", 3)
+    segment = b"\xff\xeb\xff\xff" + b"\xff\xd9\xff\xda" * 16383 + b"\0"
+    for i in range(3):
+        data = (tmp_path / f"in/{i}.jpg").read_bytes()
+        (tmp_path / f"in/{i}.jpg").write_bytes(data[:2] + segment * 20 + data[2:])
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert not left_out and len({p.camera for p in photos}) == 1 and photos[0].camera[1] == "phone"
+    data = (tmp_path / "in/0.jpg").read_bytes()
+    (tmp_path / "in/3.jpg").write_bytes(data[: 19 * len(segment)])  # truncated within the segments
+    assert set(collect(tmp_path / "in", tmp_path / "out2")[1]) == {"3.jpg"}
+
+
+@pytest.mark.parametrize(
+    "kind, suffix", [("WEBP", ".jpg"), ("TIFF", ".png"), ("BMP", ".jpeg"), ("PNG", ".jpg"), ("JPEG", ".png"), ("JPEG", ".bmp")]
+)
+def test_a_wrong_suffix_is_corrected(tmp_path, kind, suffix):
+    """The copy is what its name says: COLMAP and other programs choose their decoder by it."""
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        picture = np.kron(np.random.default_rng(i).integers(0, 255, (6, 8, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        Image.fromarray(picture).save(tmp_path / f"in/{i}{suffix}", format=kind)
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert len(photos) == 3 and not left_out
+    with Image.open(tmp_path / "out" / photos[2].name) as image:
+        assert image.format == {".png": "PNG", ".jpg": "JPEG"}[Path(photos[2].name).suffix]
+    assert np.abs(read_rgb(tmp_path / "out" / photos[2].name).astype(int) - picture).mean() < 12
+
+
+def test_other_formats_of_pillow_are_not_opened(tmp_path):
+    photos_in(tmp_path / "in", 3)
+    (tmp_path / "in/a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / "in/b.jpg", format="GIF")
+    assert set(collect(tmp_path / "in", tmp_path / "out")[1]) == {"a.jpg", "b.jpg"}
+
+
+def test_cmyk_and_16_bits(tmp_path):
+    photos_in(tmp_path / "in", 3)
+    Image.new("CMYK", (40, 30), (0, 200, 200, 0)).save(tmp_path / "in/c.jpg")
+    cv2.imwrite(str(tmp_path / "in/d.jpg.png"), np.full((30, 40, 3), 40000, np.uint16))
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert len(photos) == 5 and not left_out
+    with Image.open(tmp_path / "out/c.jpg") as image:
+        assert image.mode == "RGB" and image.getpixel((5, 5))[0] > 200 > 120 > image.getpixel((5, 5))[1]
+
+
+def test_very_large_photographs_are_halved_with_their_masks(tmp_path, monkeypatch, caplog):
+    from process_data import photos as P
+
+    monkeypatch.setattr(P, "COPY_PIXELS", 40 * 30)
+    for i, orientation in enumerate((1, 6, 1)):
+        upright = photo(tmp_path / f"in/{i}.jpg", i, orientation, size=(160, 120))
+        write_png(tmp_path / f"masks/{i}.png", np.pad(np.ones((60, 160)), ((0, 60), (0, 0))))
+    Image.fromarray(upright[::-1].copy()).save(tmp_path / "in/3.png")
+    write_png(tmp_path / "masks/3.png", np.ones((120, 160)))
+    with caplog.at_level(logging.INFO):
+        photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    assert not left_out and {p.size for p in photos} == {(40, 30)} and "160x120 pixels, reduced to 40x30" in caplog.text
+    got = read_rgb(tmp_path / "out/2.jpg").astype(int)
+    assert np.abs(got - cv2.resize(upright, (40, 30), interpolation=cv2.INTER_AREA)).mean() < 12
+    copy_masks(photos, tmp_path / "masks", tmp_path / "in", tmp_path / "got")
+    mask = read_rgb(tmp_path / "got/1.jpg.png")[..., 0]
+    assert mask.shape == (30, 40) and (mask[:15] > 127).all() and not mask[15:].any()
+
+
+def test_too_many_pixels_are_refused_by_the_header(tmp_path):
+    photos_in(tmp_path / "in", 3)
+    for name, side in (("big.png", 30000), ("bigger.png", 60000)):
+        header = b"IHDR" + side.to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+        chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+        (tmp_path / "in" / name).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    left_out = collect(tmp_path / "in", tmp_path / "out")[1]
+    assert set(left_out) == {"big.png", "bigger.png"}
+    assert all("pixels" in why for why in left_out.values())
+
+
+def test_hostile_names(tmp_path, caplog):
+    names = [
+        b"1\xc2\xb22.jpg",
+        b"-rf.jpg",
+        b"--help.jpg",
+        b"new\nline.jpg",
+        b"#comment.jpg",
+        b"\xff\xfe.jpg",
+        b"a\\b.jpg",
+        b"tab\t\x1b[31m.jpg",
+        b"A.jpg",
+        b"a.JPG",
+    ]
+    for i, name in enumerate(names):
+        photo(tmp_path / "plain.jpg", i)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        os.rename(tmp_path / "plain.jpg", os.path.join(os.fsencode(tmp_path / "in"), name))
+    photos, left_out = collect(tmp_path / "in", tmp_path / "out")
+    copies = [p.name for p in photos]
+    assert not left_out and len({name.lower() for name in copies}) == len(names)
+    assert {"-rf.jpg", "--help.jpg", "new_line.jpg", "_comment.jpg", "a_b.jpg", "1²2.jpg"} <= set(copies)
+    assert all(name.isprintable() and not set(name) & set(" #\\") for name in copies)
+    (tmp_path / "in/bad\nname.jpg").write_bytes(b"x")
+    left_out = collect(tmp_path / "in", tmp_path / "out2")[1]
+    assert list(left_out) == ["bad?name.jpg"]
+    "\n".join(copies).encode()  # no lone surrogates, which could not be printed
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".tif", ".bmp"])
