@@ -28,7 +28,7 @@ class DatasetConfig:
     # the reader; auto: by the files of the folder
     name: Literal["auto", "dtu", "blender", "transforms", "colmap", "glossy", "sdfstudio", "llff", "middlebury", "metashape"] = "auto"
     root_dir: str = "inputs/demo"  # folder of the scene
-    img_downscale: Optional[float] = None  # divide the image size by this; null: images above 1 megapixel are reduced to 0.75
+    img_downscale: Optional[float] = None  # divide the image size by this; null: images above 1 megapixel are reduced to about 0.5
     img_wh: Optional[list[int]] = None  # or: resize to this [width, height]
     apply_mask: bool = True  # use masks: the object over a background colour; false: the images as they are
     masks: bool = True  # read masks when the folder has them

@@ -165,8 +165,8 @@ def test_sizes_of_training():
 
 
 def test_large_photographs_are_reduced_by_default():
-    assert new_sizes([(4032, 3024), (3024, 4032)], None, None) == [(1000, 750), (750, 1000)]
-    assert new_sizes([(1613, 1210)], None, None) == [(1000, 750)] and new_sizes([(6000, 4000)], None, None) == [(1061, 707)]
+    assert new_sizes([(4032, 3024), (3024, 4032)], None, None) == [(806, 605), (605, 806)]
+    assert new_sizes([(1613, 1210)], None, None) == [(806, 605)] and new_sizes([(6000, 4000)], None, None) == [(857, 571)]
     assert new_sizes([(800, 600), (1000, 1000)], None, None)[0] == (800, 600) and new_sizes([(1000, 1000)], None, None) == [(1000, 1000)]
     assert new_sizes([(4032, 3024)], [64, 48], None) == [(64, 48)] and new_sizes([(4032, 3024)], None, 1.0) == [(4032, 3024)]
 
