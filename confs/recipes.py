@@ -16,7 +16,7 @@ METHOD_DEFAULTS: dict[str, dict] = {
 }
 
 # layouts of photographs whose cameras were estimated and whose exposures vary: model.pose and model.appearance are on
-PHOTOGRAPHED = ("colmap", "transforms")
+PHOTOGRAPHED = ("colmap", "transforms", "llff", "metashape")
 
 # model.background=learned: without silhouettes a surface forms anywhere, so a soft one fills the sphere for longer, and the
 # occupancy grid keeps it, in coarser cells. distortion_bg gains 2 dB on held-out pictures (docs/recipes.md).

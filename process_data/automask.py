@@ -26,6 +26,7 @@ from process_data.ground import PLANE_WIDTH, dense, support_plane
 from process_data.hull import Silhouettes, carve
 from process_data.lens import inverse_map, pinhole_intrinsics, remap
 from process_data.load import recognise
+from process_data.metashape import metashape_capture
 from process_data.normalize import resize_intrinsics
 from process_data.transforms import transforms_capture
 from utils.errors import UserError
@@ -37,7 +38,7 @@ LOG = logging.getLogger("neus")
 WORK_SIZE = 320  # pixels of the longer side during segmentation
 CELLS = 72  # of the hull, along a side of the sphere's bounding cube
 ROUNDS = 2
-CAPTURES = {"colmap": colmap_capture, "transforms": transforms_capture}  # layouts that read masks/
+CAPTURES = {"colmap": colmap_capture, "transforms": transforms_capture, "metashape": metashape_capture}  # layouts that read masks/
 
 
 @dataclass(frozen=True)

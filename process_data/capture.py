@@ -299,7 +299,7 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         train, test = split_views(n, cfg.hold_every)
     found, tracks = capture.points, capture.tracks
     if cfg.triangulate and found is None and masks is None and capture.given is None:
-        found = scene_points(capture.root, capture.views, developed, log)
+        found, tracks = scene_points(capture.root, capture.views, developed, log) or (None, None)
     views = Views(K, c2w, sizes, found, masks, train)
     board = _board(capture, cfg, log)
     to_world, line = choose_region(views, cfg, capture.given, capture.auto_up, None if board is None else board.up)

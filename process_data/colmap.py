@@ -26,7 +26,8 @@ from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
 MODEL_FOLDERS = (
-    "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/sparse", "dense/0/sparse", "sparse/geo", "distorted/sparse/0", ".",
+    "sparse/0", "sparse/1", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/sparse", "dense/0/sparse", "sparse/geo",
+    "distorted/sparse/0", ".",
 )  # fmt: skip
 IMAGE_FOLDERS = ("images", "image", "dense/images", "images_raw_1024", "images_raw", "input", ".")
 OBJECT = "object_point_cloud.ply"  # GlossyReal (NeRO): points of the object, segmented by hand

@@ -4,7 +4,8 @@ Each photograph, undistorted and at most LARGEST pixels wide or high, is matched
 lines of the known cameras are dropped (Hartley and Zisserman 2004, 11.4.3), the others triangulated (Schoenberger and Frahm 2016); poses
 stay as they are. As in structure from motion, views that are held out of training take part.
 
-The points are kept in the scene folder, in points.ply; points.json holds the signature of cameras and files that they were made from.
+The points are kept in the scene folder, in points.ply; points.json holds their tracks, and the signature of cameras and files that they
+were made from.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from process_data.axes import unit
-from process_data.colmap_files import Point, good_points
+from process_data.colmap_files import Point, good_points, point_tracks
 from process_data.points import read_ply_points
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("neus")
 POINTS, RECORD, MAKER = "points.ply", "points.json", "process_data.triangulate"
+MOST_BYTES = 1 << 24  # of points.json; MOST photographs with FEATURES observations have half of it
 LARGEST = 1000  # pixels of the longer side
 FEATURES = 3000  # of a photograph
 MOST = 150  # photographs; of more, as many at even steps
@@ -39,6 +41,7 @@ WIDEST = 60.0  # degrees between the optical axes of two photographs that are ma
 OFF_LINE = 2.0  # pixels from the epipolar line
 LEAST = 15  # matches of a pair
 SEED = 0
+Found = tuple[np.ndarray, np.ndarray]  # points [P, 3] in the world, tracks [M, 2] int64: pairs (point, view)
 Develop = Callable[["View", int], tuple[np.ndarray, np.ndarray]]  # view, longest side -> (uint8 [H, W, 3], K [3, 3]) without distortion
 
 
@@ -62,7 +65,8 @@ def _record(root: Path) -> dict:
     """The contents of points.json; {} when there is none. Raises UserError when the files are not ours or were changed."""
     path, points = root / RECORD, root / POINTS
     try:
-        data = json.loads(path.read_bytes()) if path.exists() else {}
+        text = path.read_bytes() if path.exists() and path.stat().st_size <= MOST_BYTES else b""
+        data = json.loads(text) if path.exists() else {}
     except (OSError, ValueError, RecursionError):
         data = None
     foreign = not isinstance(data, dict) or (path.exists() and data.get("made by") != MAKER)
@@ -76,12 +80,29 @@ def _ply(points: np.ndarray) -> bytes:
     return (header + "".join(f"property double {axis}\n" for axis in "xyz") + "end_header\n").encode() + points.astype("<f8").tobytes()
 
 
-def _keep(root: Path, points: np.ndarray, name: str) -> None:
+def _kept(root: Path, record: dict, n_views: int) -> Found | None:
+    """The points and tracks in the files; None when these are of a former format, or do not fit each other. Raises UserError."""
+    listed = record.get("tracks")
+    if not isinstance(listed, list) or bool(listed) != bool(record.get("points")) or not (root / POINTS).is_file():
+        return None
+    if not listed:
+        return np.zeros((0, 3)), np.zeros((0, 2), np.int64)
+    points = read_ply_points(root / POINTS)
+    try:
+        tracks = np.array(listed)
+    except (ValueError, OverflowError):  # lists of several lengths
+        return None
+    fits = tracks.dtype.kind == "i" and tracks.shape[1:] == (2,) and len(points) == record["points"]
+    return (points, tracks.astype(np.int64)) if fits and ((tracks >= 0) & (tracks < (len(points), n_views))).all() else None
+
+
+def _keep(root: Path, points: np.ndarray, tracks: np.ndarray, name: str) -> None:
     """Write both files; the record first: at every moment it fits the points, or the points are made again. Raises UserError."""
     data = _ply(points)
     record = {"made by": MAKER, "signature": name, "points": len(points), "sha256": hashlib.sha256(data).hexdigest()}
+    record["tracks"] = tracks.tolist()
     (root / POINTS).unlink(missing_ok=True)  # ours, as _record has found
-    write_atomic(root / RECORD, json.dumps(record, indent=1).encode())
+    write_atomic(root / RECORD, json.dumps(record).encode())
     write_atomic(root / POINTS, data)
 
 
@@ -183,19 +204,21 @@ def _model(pycolmap, database, names: list[str], K: list[np.ndarray], c2w: np.nd
     return model, ids
 
 
-def _points(pycolmap, model, work: Path) -> np.ndarray | None:
+def _points(pycolmap, model, work: Path) -> list[Point]:
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed, options.triangulation.random_seed, options.extract_colors = SEED, SEED, False
     options.num_threads = 1  # sums in one order: the points are the same in every run
     (work / "model").mkdir()
     solved = pycolmap.triangulate_points(model, work / "database.db", work, work / "model", options=options)
-    found = [Point(tuple(p.xyz), p.error, p.track.length()) for _, p in sorted(solved.points3D.items())]
-    return good_points(found)
+    points = [p for _, p in sorted(solved.points3D.items())]
+    seen = [tuple(e.image_id for e in p.track.elements) for p in points]
+    return good_points([Point(tuple(p.xyz), p.error, len(images), images) for p, images in zip(points, seen)])
 
 
-def triangulate(pycolmap, views: "list[View]", develop: Develop) -> np.ndarray:
-    """Points [P, 3] in the world, at least 10 or none. Raises UserError when COLMAP fails or a photograph cannot be read."""
-    views = views if len(views) <= MOST else [views[i] for i in np.linspace(0, len(views) - 1, MOST).round().astype(int)]
+def triangulate(pycolmap, views: "list[View]", develop: Develop) -> Found:
+    """At least 10 points or none, and their tracks. Raises UserError when COLMAP fails or a photograph cannot be read."""
+    taken = np.linspace(0, len(views) - 1, min(len(views), MOST)).round().astype(int).tolist()
+    views = [views[i] for i in taken]
     c2w = np.stack([view.c2w for view in views])
     middle = c2w[:, :, 3].mean(0)
     scale = max(float(np.linalg.norm(c2w[:, :, 3] - middle, axis=1).max()), 1e-12)
@@ -218,11 +241,11 @@ def triangulate(pycolmap, views: "list[View]", develop: Develop) -> np.ndarray:
             points = _points(pycolmap, model, work)
         except (RuntimeError, ValueError) as error:  # exceptions of COLMAP's C++ code
             raise UserError(f"triangulation failed ({str(error).strip()[-120:]})") from None
-    return np.zeros((0, 3)) if points is None else points * scale + middle
+    return np.array([p.xyz for p in points]).reshape(-1, 3) * scale + middle, point_tracks(points, dict(zip(ids, taken)))
 
 
-def scene_points(root: Path, views: "list[View]", develop: Develop, log: logging.Logger = LOG) -> np.ndarray | None:
-    """Points [P, 3] of the views in the world, from the scene folder when they were made before; None without enough of them.
+def scene_points(root: Path, views: "list[View]", develop: Develop, log: logging.Logger = LOG) -> Found | None:
+    """Points of the views and their tracks, from the scene folder when they were made before; None without enough of them.
 
     Nothing here ends a run: without pycolmap, in a folder that cannot be written and on failure, a line of the log says so.
     """
@@ -230,8 +253,9 @@ def scene_points(root: Path, views: "list[View]", develop: Develop, log: logging
     name = signature(views)
     try:
         record = _record(root)
-        if record.get("signature") == name and (root / POINTS).is_file():
-            return read_ply_points(root / POINTS) if record.get("points") else None
+        kept = _kept(root, record, len(views)) if record.get("signature") == name else None
+        if kept is not None:
+            return kept if len(kept[0]) else None
     except UserError as error:
         log.info("%s; the points of this scene are not kept", error)
         record = None
@@ -241,14 +265,14 @@ def scene_points(root: Path, views: "list[View]", develop: Develop, log: logging
         return None
     began = time.perf_counter()
     try:
-        points = triangulate(pycolmap, views, develop)
+        points, tracks = triangulate(pycolmap, views, develop)
     except (UserError, OSError) as error:
         log.warning("%s: %s; continuing without points", root, error)
         return None
     log.info("%s: %d points triangulated from %d photographs in %.0f s", root, len(points), len(views), time.perf_counter() - began)
     if record is not None:
         try:
-            _keep(root, points, name)
+            _keep(root, points, tracks, name)
         except (UserError, OSError) as error:
             log.info("%s; the points are made again in the next run", error)
-    return points if len(points) else None
+    return (points, tracks) if len(points) else None

@@ -179,3 +179,10 @@ def test_a_preset_is_not_stopped_by_the_minutes_of_a_config():
 @pytest.mark.slow
 def test_the_recipes_of_the_benchmark_load(name):
     load_config("confs/dtu-wmask.yaml", RECIPES[name])
+
+
+@pytest.mark.parametrize("layout", ["colmap", "transforms", "llff", "metashape", "sdfstudio", "middlebury", "dtu", "blender"])
+def test_estimated_cameras_of_photographs_are_refined(layout):
+    model = load_config("confs/dtu.yaml", [f"dataset.name={layout}"]).model
+    estimated = layout in ("colmap", "transforms", "llff", "metashape")
+    assert (model.pose, model.appearance) == ((True, "affine") if estimated else (False, "none"))

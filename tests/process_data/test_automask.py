@@ -58,7 +58,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("layout", ["transforms", "colmap"])
+@pytest.mark.parametrize("layout", ["transforms", "colmap", "metashape"])
 def test_masks_are_found(layout, tmp_path):
     lens = (0.05, -0.02)
     written = formats.make(n_views=10, hw=(96, 128), fx=140.0, fy=140.0, cx=63.5, cy=47.5, lens=lens)

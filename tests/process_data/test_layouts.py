@@ -127,7 +127,10 @@ def test_photographs_that_were_reduced_beforehand(tmp_path, write):
         assert scene.cameras.K[0, 0, 0] == pytest.approx(35 * size[1] / 32)
 
 
-@pytest.mark.parametrize("place", ["sparse", "colmap/sparse", "dense/sparse", "dense/0/sparse", "sparse/geo", "distorted/sparse/0"])
+PLACES = ["sparse", "sparse/1", "colmap/sparse", "dense/sparse", "dense/0/sparse", "sparse/geo", "distorted/sparse/0"]
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_places_of_the_model(tmp_path, place):
     folder = formats.write_colmap(tmp_path / "s", formats.make(**SMALL))
     (folder / "sparse/0").rename(folder / "model")

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 from confs.schema import DatasetConfig
 from process_data import triangulate as module
+from process_data.capture import View
+from process_data.colmap_files import Point
 from process_data.lens import Lens, undistort
 from process_data.load import load_scene
 from process_data.path import look_at
@@ -20,6 +24,7 @@ from utils.errors import UserError
 LOG = logging.getLogger("test")
 K = np.array([[300.0, 0, 158.0], [0, 305.0, 121.0], [0, 0, 1]])
 LENS = (0.08, -0.05, 0.002, -0.001)
+TRACKS = np.array([[0, 3], [0, 1], [2, 0]])
 STEP = 0.3  # height of the upper plane, which covers |x|, |y| < 0.4
 
 
@@ -78,9 +83,11 @@ def test_points_lie_on_the_surface_and_are_kept(planes, tmp_path, monkeypatch):
     assert len(x) > 150 and (np.abs(x[:, 2] - STEP) < 0.05).sum() > 20
     assert np.median(off) < 0.005 and np.quantile(off, 0.95) < 0.03  # a pixel is 0.007 wide at the planes
     assert json.loads((folder / RECORD).read_text())["points"] == len(x)
+    assert np.bincount(first.tracks[:, 0], minlength=len(x)).min() >= 3 and first.tracks[:, 1].unique().tolist() == list(range(7))
     monkeypatch.setattr(module, "triangulate", forbidden)
     again = load_scene(config(folder), log=LOG)
     np.testing.assert_array_equal(first.points, again.points)
+    np.testing.assert_array_equal(first.tracks, again.tracks)
     np.testing.assert_array_equal(first.to_world, again.to_world)
 
 
@@ -95,11 +102,45 @@ def few(tmp_path, monkeypatch):
     def made(_, views, develop):
         calls.append(len(views))
         assert develop(views[0], 16)[0].shape == (12, 16, 3)
-        return formats.surface_points()
+        return formats.surface_points(), TRACKS
 
     monkeypatch.setattr(module, "_pycolmap", lambda: object())
     monkeypatch.setattr(module, "triangulate", made)
     return formats.write_transforms(tmp_path / "s", written), calls
+
+
+@pytest.mark.parametrize(
+    "tracks", [None, 5, [], [[0, 4]], [[0, -1]], [[-1, 0]], [[10**6, 0]], [[0, 2**70]], [[0, 1], [2]], [[0, 1.0]], ["01"]]
+)
+def test_tracks_are_kept_and_checked(few, tracks):
+    folder, calls = few
+    for _ in range(2):
+        np.testing.assert_array_equal(load_scene(config(folder), log=LOG).tracks, TRACKS)
+    assert calls == [4]
+    record = {k: v for k, v in json.loads((folder / RECORD).read_text()).items() if k != "tracks"}  # the former format
+    (folder / RECORD).write_text(json.dumps(record if tracks is None else {**record, "tracks": tracks}))
+    for _ in range(2):
+        np.testing.assert_array_equal(load_scene(config(folder), log=LOG).tracks, TRACKS)
+    assert calls == [4, 4]
+
+
+def test_a_record_that_is_too_large_is_not_read(few, monkeypatch):
+    folder, calls = few
+    load_scene(config(folder), log=LOG)
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    assert load_scene(config(folder), log=LOG).tracks is not None and calls == [4, 4]
+
+
+def test_tracks_name_the_views_of_the_scene_when_most_take_part(monkeypatch, tmp_path):
+    views = [View(str(i), tmp_path, K, (320, 240), pose) for i, pose in enumerate(ring_cameras(7))]
+    points = [Point((i, 0.0, 0.0), 0.5, 3, (40, 11, 23)[: 3 - i % 2]) for i in range(10)]
+    for name, value in {"_features": None, "_match": None, "_verify": None, "_model": (None, [11, 40, 5, 23]), "_points": points}.items():
+        monkeypatch.setattr(module, name, lambda *_, value=value: value)
+    monkeypatch.setattr(module, "MOST", 4)  # the views 0, 2, 4, 6
+    pycolmap = SimpleNamespace(set_random_seed=int, Database=SimpleNamespace(open=nullcontext))
+    x, tracks = module.triangulate(pycolmap, views, lambda *_: (np.zeros((4, 4, 3), np.uint8), K))
+    assert x.shape == (10, 3) and tracks.dtype == np.int64
+    assert tracks[:5].tolist() == [[0, 0], [0, 6], [0, 2], [1, 0], [1, 2]] and len(tracks) == 25
 
 
 def test_points_of_other_cameras_are_made_again(few):
@@ -169,7 +210,7 @@ def test_a_folder_that_cannot_be_written(few, monkeypatch, caplog):
 
 def test_a_scene_without_enough_points_is_not_tried_again(few, monkeypatch):
     folder, _ = few
-    monkeypatch.setattr(module, "triangulate", lambda *_: np.zeros((0, 3)))
+    monkeypatch.setattr(module, "triangulate", lambda *_: (np.zeros((0, 3)), np.zeros((0, 2), np.int64)))
     assert load_scene(config(folder), log=LOG).points is None
     monkeypatch.setattr(module, "triangulate", forbidden)
     assert load_scene(config(folder), log=LOG).points is None
