@@ -300,7 +300,7 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
     found, tracks = capture.points, capture.tracks
     if cfg.triangulate and found is None and masks is None and capture.given is None:
         found, tracks = scene_points(capture.root, capture.views, developed, log) or (None, None)
-    views = Views(K, c2w, sizes, found, masks, train)
+    views = Views(K, c2w, sizes, found, masks, train, tracks)
     board = _board(capture, cfg, log)
     to_world, line = choose_region(views, cfg, capture.given, capture.auto_up, None if board is None else board.up)
     log.info("%s", line)

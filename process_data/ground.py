@@ -1,13 +1,17 @@
 """Geometry of structure-from-motion points: the supporting plane, the up direction, the object on the plane."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-LINK = 0.12  # largest gap between points of one object, in framed radii
+LINK = (0.05, 0.12)  # least and largest gap between points of one object, in framed radii
+LINK_GAPS = 5  # the gap, in mean distances of a point to its 8 neighbours
+FOOT = 0.15  # share of the object's points that are repeated on the plane below them
+FEW = 0.15  # an object has few points when their density is less than this share of the density on the plane
 PLANE_WIDTH = 0.02  # inliers of the supporting plane: this distance or less, in framed radii
 LEVEL = 30.0  # degrees between the ground's normal and the cameras' up direction, at most
 
@@ -18,12 +22,17 @@ def trimmed(points: np.ndarray) -> np.ndarray:
     return points[off <= 6 * np.median(off) + 1e-12]
 
 
-def dense(x: np.ndarray) -> np.ndarray:
-    """Points [P, 3] without isolated ones, whose mean distance to 8 neighbours is 3 times the median: mismatches."""
+def dense_mask(x: np.ndarray) -> np.ndarray:
+    """[P] bool: points [P, 3] but for isolated ones, whose mean distance to 8 neighbours is 3 times the median: mismatches."""
     if len(x) < 20:
-        return x
+        return np.ones(len(x), bool)
     gap = cKDTree(x).query(x, 9)[0][:, 1:].mean(1)
-    return x[gap < 3 * np.median(gap)]
+    return gap < 3 * np.median(gap)
+
+
+def dense(x: np.ndarray) -> np.ndarray:
+    """Points [P, 3] without isolated ones."""
+    return x[dense_mask(x)]
 
 
 def ransac_plane(
@@ -116,21 +125,80 @@ def ground_up(points: np.ndarray, centres: np.ndarray, up: np.ndarray, middle: n
     return normal
 
 
-def standing_object(points: np.ndarray, centres: np.ndarray, middle: np.ndarray, reach: float) -> np.ndarray | None:
-    """Points [P, 3] of the largest connected cluster on the positive side of the supporting plane near `middle`; None if there is none.
+@dataclass(frozen=True)
+class Standing:
+    """A supporting plane, normal x = offset in the world, and the object on it."""
 
-    points, centres (of cameras): world; reach: the framed radius, of the ball around the middle that fills the images.
+    normal: np.ndarray  # [3] unit, towards the cameras
+    offset: float
+    points: np.ndarray | None = None  # [P, 3] of the object; None when it has too few of them to tell its extent
+    gaze: np.ndarray | None = None  # [P] of these points
+    height: float = 0.0  # of the object over the plane
+
+
+def _components(x: np.ndarray) -> np.ndarray:
+    """[P] numbers of the connected components of points [P, 3], in framed radii."""
+    tree = cKDTree(x)
+    gap = float(np.median(tree.query(x, min(9, len(x)))[0][:, 1:].mean(1)))
+    pairs = tree.query_pairs(float(np.clip(LINK_GAPS * gap, *LINK)), output_type="ndarray")
+    graph = csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(x),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def _object(x: np.ndarray, gaze: np.ndarray, normal: np.ndarray) -> np.ndarray | None:
+    """[P] bool: the component of points [P, 3] above the plane with the largest mean gaze [P], and those above or below it.
+
+    None when no component has 10 points. x: in framed radii.
+    """
+    label = _components(x)
+    count = np.bincount(label)
+    mean = np.where(count >= 10, np.bincount(label, gaze) / count, -1)
+    if mean.max() < 0:
+        return None
+    flat = x - np.outer(x @ normal, normal)
+    chosen = label == mean.argmax()
+    foot = np.median(flat[chosen], 0)
+    width = float(np.linalg.norm(flat[chosen] - foot, axis=1).max())
+    for k in np.flatnonzero(count >= 10):
+        part = label == k
+        chosen |= part & (np.linalg.norm(np.median(flat[part], 0) - foot) < width)
+    return chosen
+
+
+def standing_object(points: np.ndarray, centres: np.ndarray, middle: np.ndarray, reach: float, gaze: np.ndarray) -> Standing | None:
+    """The supporting plane near `middle`, and the object on it that the cameras look at; None when no plane supports the scene.
+
+    points [P, 3], centres [N, 3] (of cameras): world; reach: the framed radius, of the ball around the middle that fills the images; gaze
+    [P]: the share of the views that have a point in their middle. The object is the connected component of points above the plane with
+    the largest gaze, not the largest component: a neighbour may be larger.
     """
     x = (points - middle) / reach
-    x = x[np.linalg.norm(x, axis=1) < 1.5]
+    close = np.linalg.norm(x, axis=1) < 1.5
+    x, gaze = x[close], gaze[close]
     plane = support_plane(x, (centres - middle) / reach)
     if plane is None:
         return None
-    above = dense(x[x @ plane[0] - plane[1] > 2 * PLANE_WIDTH])
-    if len(above) < 50:
-        return None
-    pairs = cKDTree(above).query_pairs(LINK, output_type="ndarray")
-    graph = csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(above),) * 2)
-    label = connected_components(graph, directed=False)[1]
-    largest = above[label == np.bincount(label).argmax()]
-    return middle + reach * largest if len(largest) >= 0.4 * len(above) and len(largest) >= 50 else None
+    normal, offset = plane
+    world = float(offset * reach + normal @ middle)
+    height = x @ normal - offset
+    above, looked_at = x[height > 2 * PLANE_WIDTH], gaze[height > 2 * PLANE_WIDTH]
+    solid = dense_mask(above)
+    above, looked_at = above[solid], looked_at[solid]
+    part = _object(above, looked_at, normal) if len(above) >= 10 else None
+    if part is None:
+        return Standing(normal, world)
+    found = above[part]
+    on_plane = int(((np.abs(height) < PLANE_WIDTH) & (np.linalg.norm(x, axis=1) < 1)).sum())
+    centre = found.mean(0)
+    size = float(np.quantile(np.linalg.norm(found - centre, axis=1), 0.9))
+    off = float(np.linalg.norm(centre - (centre @ normal) * normal))  # the middle is at 0
+    few = len(found) < max(30, FEW * on_plane * size**2) or off > size + 0.3
+    if few:
+        return Standing(normal, world)
+    tall = found @ normal - offset
+    low = tall < np.quantile(tall, FOOT)
+    foot = found[low] - np.outer(tall[low], normal)  # points near the plane do not tell which they belong to
+    solid_points = middle + reach * np.concatenate([found, foot])
+    return Standing(
+        normal, world, solid_points, np.concatenate([looked_at[part], looked_at[part][low]]), reach * float(np.quantile(tall, 0.98))
+    )

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from process_data.axes import unit, up_axis
+from process_data.dlt import robust
 from process_data.lens import Lens, to_plane, undistort
 from process_data.marker_edges import refine
 from process_data.marker_sheet import PAPERS, write_sheet
-from process_data.dlt import robust
 from utils.errors import UserError
 from utils.image import as_rgb, read_raster
 

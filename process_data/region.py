@@ -12,10 +12,15 @@ from process_data.axes import convergence_point, up_axis
 from process_data.ground import ground_normal, ground_up, standing_object, trimmed
 from process_data.hull import silhouettes, visual_hull
 from process_data.normalize import similarity, similarity_parts
+from process_data.sight import Sight, clear_sphere, clearance, framed_above, gaze, one_sided, points_in_sight, weighted_median
 from utils.errors import UserError
 
 MARGIN = 1.05  # radius of the sphere, in radii of the ball around masks or points
 STANDING = 1.2  # the same, for the ball around points above the supporting plane
+ABOVE = 0.98  # share of these points inside that ball
+RAISED = 0.1  # least height of the look-at point over the plane of an object that stands on it, in framed radii
+WHOLE = 0.35  # least radius of an object below that height, in framed radii: smaller ones are details of a wall
+TALL = 0.5  # least height of such an object, in its radii: flatter ones are reliefs
 CLEAR = 0.8  # largest radius, as a share of the distance of the nearest cameras (5 % quantile)
 
 
@@ -29,6 +34,7 @@ class Views:
     points: np.ndarray | None = None  # [P, 3]
     masks: np.ndarray | None = None  # [N, H, W] uint8
     train: tuple[int, ...] = ()
+    seen: np.ndarray | None = None  # [M, 2] pairs (point, view) of the tracks, where the reader knows them
 
     @property
     def centres(self) -> np.ndarray:
@@ -38,6 +44,11 @@ class Views:
     def sizes(self) -> np.ndarray:
         """[N, 2] width, height of each view; masks lie in the top-left corner."""
         return np.broadcast_to(self.size, (len(self.c2w), 2))
+
+    @property
+    def cameras(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(K [N, 3, 3], c2w [N, 3, 4], sizes [N, 2])."""
+        return self.K, self.c2w, self.sizes
 
 
 # ---- estimates ----
@@ -121,9 +132,52 @@ def _centre(views: Views, choice, given: np.ndarray) -> tuple[np.ndarray, float 
     return _auto(views, point, share)
 
 
+def _sight(views: Views) -> Sight | None:
+    """The points in sight, None with masks and where there are few."""
+    if views.masks is not None or views.points is None or len(views.points) < 50:
+        return None
+    sight = points_in_sight(views.points, *views.cameras, views.seen)
+    return sight if len(sight.points) >= 50 else None
+
+
+def _in_sight(views: Views, sight: Sight | None) -> tuple[np.ndarray, float | None, str] | None:
+    """As `_centre`: the sphere around the points in sight, where the cameras are on one side of them."""
+    if sight is None or not one_sided(views.centres, weighted_median(sight.points, sight.weight)):
+        return None
+    found = clear_sphere(sight.points, sight.weight, views.centres)
+    return None if found is None else (*found, "the points in sight of the cameras, which stand on one side")
+
+
+def _standing(views: Views, point: np.ndarray, reach: float, sight: Sight | None) -> tuple[np.ndarray, float, str] | None:
+    """As `_centre`: the sphere around the object on a supporting plane. None without one, and for a wall that is itself looked at."""
+    if views.points is None:
+        return None
+    found = standing_object(views.points, views.centres, point, reach, gaze(views.points, *views.cameras))
+    if found is None:
+        return None
+    raised = found.normal @ point - found.offset > RAISED * reach  # the cameras look at something above the plane
+    if found.points is None:
+        cells = framed_above(*views.cameras, point, reach, found.normal, found.offset)
+        if not raised or len(cells) < 10:
+            return None
+        centre, radius = smallest_ball(cells)
+        return centre, min(radius, clearance(views.centres, centre)), "what the cameras frame above the supporting plane"
+    centre, radius = smallest_ball(found.points)
+    whole = radius > WHOLE * reach and np.linalg.norm(point - centre) < radius and found.height > TALL * radius
+    if not (raised or whole) and sight is not None and one_sided(views.centres, weighted_median(sight.points, sight.weight)):
+        return None
+    fitted = clear_sphere(found.points, np.maximum(found.gaze, 0.01) ** 2, views.centres, ABOVE, STANDING)
+    centre, radius = fitted or (centre, min(STANDING * radius, clearance(views.centres, centre)))
+    return centre, radius, "the points above the supporting plane"
+
+
 def _auto(views: Views, point: np.ndarray, share: float) -> tuple[np.ndarray, float | None, str]:
     """As `_centre`, for center=auto; point, share: of `convergence_point`."""
+    sight = _sight(views)
     if share < 0.6:
+        found = _in_sight(views, sight)
+        if found is not None:
+            return found
         if views.points is not None and len(views.points) >= 10:
             return np.median(trimmed(views.points), 0), None, "the median of the points (the optical axes do not converge)"
         return views.centres.mean(0), None, "the mean of the cameras (the optical axes do not converge)"
@@ -134,12 +188,9 @@ def _auto(views: Views, point: np.ndarray, share: float) -> tuple[np.ndarray, fl
     reach = framed_radius(views, point)
     near = _framed_points(views, point, reach)
     if near is None or views.points is None or reach is None:
-        return point, None, "the point nearest to the optical axes"
-    standing = standing_object(views.points, views.centres, point, reach)
-    if standing is None:
-        return np.median(near, 0), None, "the median of the framed points"
-    centre, radius = smallest_ball(standing)
-    return centre, min(STANDING * radius, _clearance(views, centre)), "the points above the supporting plane"
+        return _in_sight(views, sight) or (point, None, "the point nearest to the optical axes")
+    found = _standing(views, point, reach, sight) or _in_sight(views, sight)
+    return found or (np.median(near, 0), None, "the median of the framed points")
 
 
 def _radius(views: Views, centre: np.ndarray) -> tuple[float, str]:

@@ -127,4 +127,3 @@ def _fit(model: NeuS, x: Tensor, target: Tensor, bound: Tensor, seed: int) -> fl
         optimizer.step()
         error = off[t.abs() < 0.05 * model.radius].mean().detach()
     return float(error)
-
