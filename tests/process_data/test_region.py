@@ -12,7 +12,7 @@ from process_data.ground import ground_normal
 from process_data.hull import silhouettes, visual_hull
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
-from process_data.preview import scene_picture
+from process_data.preview import INSIDE, scene_picture
 from process_data.region import Views, choose_region, framed_radius, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
@@ -152,7 +152,7 @@ def test_picture(tmp_path):
     scene = load_scene(DatasetConfig(root_dir=str(formats.write_colmap(tmp_path, formats.make()))), log=LOG)
     picture = scene_picture(scene)
     assert picture.shape[0] == 640 and picture.dtype == np.uint8
-    for colour in ((40, 90, 220), (230, 120, 20), (20, 150, 60), (150, 150, 150)):  # cameras, held out, sphere, points
+    for colour in ((40, 90, 220), (230, 120, 20), (20, 150, 60), INSIDE):  # cameras, held out, sphere, points in it
         assert (picture[:, :1280] == colour).all(-1).sum() > 10
 
 
