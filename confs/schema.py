@@ -39,6 +39,7 @@ class DatasetConfig:
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
     center: Any = "auto"  # of the region of interest: auto, cameras, lookat, points, bbox, given, or [x, y, z] in the world
     radius: Optional[float] = None  # of the region of interest in world units; null: by masks, points or what the cameras frame
+    region: Optional[str] = None  # x0,y0,x1,y1@IMAGE: a box on one photograph, in its pixels, that decides the region of interest
     up: Any = "auto"  # auto, cameras, ground, given (the files' axes), or a direction [x, y, z] in the world; auto: given where the files
     # have a meaning for it, else from the ground plane, else from the cameras
     marker_size: Optional[float] = None  # side of the printed markers in the photographs, metres (process_data/markers.py); null: none
@@ -55,6 +56,10 @@ class DatasetConfig:
                 f"must be 0 (train on all views) or at least 2, got {self.hold_every}",
             ),
             center=(_named_or_xyz(self.center, CENTERS), f"must be {', '.join(CENTERS)} or [x, y, z], got {self.center}"),
+            region=(
+                self.region is None or self.center == "auto",
+                f"decides the centre too; remove dataset.center={self.center}, or set dataset.region=null",
+            ),
             radius=(self.radius is None or self.radius > 0, f"must be positive, got {self.radius}"),
             up=(_named_or_xyz(self.up, UPS) and self.up != [0, 0, 0], f"must be {', '.join(UPS)} or a direction [x, y, z], got {self.up}"),
             marker_size=(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from confs.schema import DatasetConfig
+from process_data.box import Box, make_box
 from process_data.lens import Lens, pinhole_intrinsics, resample, sampling_map
 from process_data.markers import Board, Shot, measure
 from process_data.normalize import (
@@ -285,6 +286,15 @@ def _board(capture: Capture, cfg: DatasetConfig, log: logging.Logger) -> Board |
     return board
 
 
+def _box(capture: Capture, cfg: DatasetConfig) -> Box | None:
+    """The box of dataset.region. Raises UserError."""
+    if cfg.region is None:
+        return None
+    sizes = [image_size(view.image) for view in capture.views]
+    cameras = [(_fitted(view, size), size, view.lens) for view, size in zip(capture.views, sizes)]
+    return make_box(cfg.region, [view.name for view in capture.views], cameras)
+
+
 def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
@@ -300,7 +310,7 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
     found, tracks = capture.points, capture.tracks
     if cfg.triangulate and found is None and masks is None and capture.given is None:
         found, tracks = scene_points(capture.root, capture.views, developed, log) or (None, None)
-    views = Views(K, c2w, sizes, found, masks, train, tracks)
+    views = Views(K, c2w, sizes, found, masks, train, tracks, _box(capture, cfg))
     board = _board(capture, cfg, log)
     to_world, line = choose_region(views, cfg, capture.given, capture.auto_up, None if board is None else board.up)
     log.info("%s", line)

@@ -189,6 +189,6 @@ def colmap_capture(cfg: DatasetConfig, log: logging.Logger = LOG) -> Capture:
 
 def read_colmap(cfg: DatasetConfig, log: logging.Logger = LOG) -> Scene:
     """Read the folder `cfg.root_dir`. Raises UserError that lists all problems."""
-    if (Path(cfg.root_dir) / OBJECT).is_file() and cfg.center == "auto":
+    if (Path(cfg.root_dir) / OBJECT).is_file() and cfg.center == "auto" and cfg.region is None:
         cfg = replace(cfg, center="bbox")  # the bounding box of the object
     return assemble(colmap_capture(cfg, log), cfg, log)

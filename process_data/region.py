@@ -1,6 +1,6 @@
 """The region of interest: the sphere of the world that becomes the unit sphere, and the up direction, for every layout.
 
-`dataset.center`, `dataset.radius` and `dataset.up` override the estimates.
+`dataset.region`, `dataset.center`, `dataset.radius` and `dataset.up` override the estimates.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 
 from confs.schema import DatasetConfig
 from process_data.axes import convergence_point, up_axis
+from process_data.box import Box, box_sphere
 from process_data.ground import ground_normal, ground_up, standing_object, trimmed
 from process_data.hull import silhouettes, visual_hull
 from process_data.normalize import similarity, similarity_parts
@@ -21,6 +22,7 @@ ABOVE = 0.98  # share of these points inside that ball
 RAISED = 0.1  # least height of the look-at point over the plane of an object that stands on it, in framed radii
 WHOLE = 0.35  # least radius of an object below that height, in framed radii: smaller ones are details of a wall
 TALL = 0.5  # least height of such an object, in its radii: flatter ones are reliefs
+HINT = "images/scene.png of the run shows it; if the object is not inside, draw a box on a photograph: --region x0,y0,x1,y1@IMAGE"
 CLEAR = 0.8  # largest radius, as a share of the distance of the nearest cameras (5 % quantile)
 
 
@@ -35,6 +37,7 @@ class Views:
     masks: np.ndarray | None = None  # [N, H, W] uint8
     train: tuple[int, ...] = ()
     seen: np.ndarray | None = None  # [M, 2] pairs (point, view) of the tracks, where the reader knows them
+    box: Box | None = None  # drawn on a photograph by hand
 
     @property
     def centres(self) -> np.ndarray:
@@ -114,6 +117,8 @@ def _framed_points(views: Views, centre: np.ndarray, reach: float | None) -> np.
 
 def _centre(views: Views, choice, given: np.ndarray) -> tuple[np.ndarray, float | None, str]:
     """(centre [3], radius or None, description)."""
+    if views.box is not None:
+        return box_sphere(views.box, views.c2w, views.points, views.seen, convergence_point(views.c2w)[0])
     if not isinstance(choice, str):
         return np.asarray(choice, np.float64), None, "the given centre"
     if choice == "given":
@@ -263,7 +268,7 @@ def choose_region(
     centre_choice, radius, up_choice = cfg.center, cfg.radius, cfg.up
     if given is not None:
         scale, given_rotation, origin = similarity_parts(given)
-        if isinstance(centre_choice, str) and centre_choice in ("auto", "given"):
+        if views.box is None and isinstance(centre_choice, str) and centre_choice in ("auto", "given"):
             centre_choice, radius = "given", radius or scale
         if isinstance(up_choice, str) and up_choice in ("auto", "given"):
             rotation = given_rotation
@@ -286,4 +291,6 @@ def choose_region(
     shown = ", ".join(f"{v:.4g}" for v in centre)
     words = f"from {where}" if why == where else f"centre from {where}, radius {why if why.startswith('as ') else 'from ' + why}"
     line = f"region of interest: sphere around ({shown}) of radius {radius:.4g} world units: {words}; {upright}"
+    if given is None and (views.masks is None or views.box is not None):
+        line += f"; {HINT}"
     return similarity(float(radius), rotation, centre), line

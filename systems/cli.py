@@ -1,6 +1,7 @@
 """The flags of run.py and which of them go together. It imports no torch: --help and a misspelt flag answer at once."""
 
 import argparse
+import json
 from typing import NoReturn
 
 from utils.errors import UserError, suggestion
@@ -47,6 +48,7 @@ def parser() -> Parser:
         help="two points of the mesh and their true distance: the mesh is written in metres",
     )
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
+    p.add_argument("--region", metavar="X0,Y0,X1,Y1@IMAGE", help="the object: a box on one photograph, in its pixels (with --train)")
     p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
     p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
     p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
@@ -83,6 +85,10 @@ def parse(words: list[str]) -> argparse.Namespace:
             raise UserError(f"--{flag.replace('_', '-')} goes with --train or --mesh")
     if args.no_video and not (args.train or args.test):
         raise UserError("--no-video goes with --train or --test")
+    if args.region is not None:
+        if not args.train or args.resume:
+            raise UserError("--region goes with --train, at the start of a run")
+        args.overrides = [*args.overrides, f"dataset.region={json.dumps(args.region, ensure_ascii=False)}"]
     if args.preset and not args.train:
         raise UserError("--preset goes with --train")
     if args.eval:

@@ -12,7 +12,7 @@ from process_data.ground import ground_normal
 from process_data.hull import silhouettes, visual_hull
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
-from process_data.preview import INSIDE, scene_picture
+from process_data.preview import INSIDE, scene_picture, spread_views
 from process_data.region import Views, choose_region, framed_radius, smallest_ball
 from tests import formats
 from tests.scenes import ring_cameras
@@ -154,6 +154,14 @@ def test_picture(tmp_path):
     assert picture.shape[0] == 640 and picture.dtype == np.uint8
     for colour in ((40, 90, 220), (230, 120, 20), (20, 150, 60), INSIDE):  # cameras, held out, sphere, points in it
         assert (picture[:, :1280] == colour).all(-1).sum() > 10
+    photographs = picture[:, 1280:].reshape(640, 3, -1, 3)
+    for colour in ((20, 150, 60), (90, 220, 60)):  # the outline and the points on each of the three
+        assert ((photographs == colour).all(-1).sum((0, 2)) > 10).all()
+    first, *others = spread_views(scene, 3)
+    centres = scene.cameras.c2w[:, :, 3]
+    assert len({first, *others}) == 3 and all((centres[first] - centres[i]).norm() > 0.5 for i in others)
+    smaller = scene_picture(scene, 0.3)
+    assert (smaller[:, 1280:] == (150, 150, 150)).all(-1).sum() > 10  # points outside
 
 
 @pytest.mark.parametrize(
