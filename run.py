@@ -21,7 +21,7 @@ def main(words: list[str] | None = None) -> int:
         if args.photos:
             args.overrides = run.photographs(args.photos, args.masks, args.overrides)
         if args.auto_mask:
-            run.auto_masks(args.config, args.overrides)
+            run.auto_masks(args.config, args.overrides, args.mask_model, args.mask_norm)
         if args.relight:
             return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
         if not (args.train or args.test or args.mesh):

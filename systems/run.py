@@ -72,11 +72,11 @@ def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[st
     return [*overrides, f"dataset.root_dir={scene}"]
 
 
-def auto_masks(config: str | None, overrides: list[str]) -> None:
-    """`--auto-mask`: masks/ for the scene of the config."""
+def auto_masks(config: str | None, overrides: list[str], model: str | None = None, norm: str | None = None) -> None:
+    """`--auto-mask`: masks/ for the scene of the config; model, norm: `--mask-model`, `--mask-norm`."""
     from process_data.automask import write_masks
 
-    write_masks(load_config(config, overrides).dataset, log)
+    write_masks(load_config(config, overrides).dataset, log, model, norm or "imagenet")
 
 
 def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
