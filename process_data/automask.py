@@ -38,7 +38,7 @@ LOG = logging.getLogger("neus")
 WORK_SIZE = 400  # pixels of the longer side during segmentation
 TRUSTED = 0.8  # median agreement below which no mask is written
 AGREES = 0.75  # agreement below which a mask is replaced by the hull of the others
-SEVERED = 0.2  # share of the surface beyond the sphere from which the object is not a thing of its own
+SEVERED = 0.1  # share of the surface beyond the sphere from which the sphere cuts the object, or nothing stands apart
 CAPTURES = {"colmap": colmap_capture, "transforms": transforms_capture, "dtu": dtu_capture}
 FOLDERS = {"colmap": ("masks", "mask"), "transforms": ("masks", "mask"), "dtu": ("mask",)}  # that the readers read; the first is written
 WITHOUT = "train without masks (dataset.masks=false), set dataset.center and dataset.radius to a sphere that encloses the object tightly"
@@ -74,7 +74,8 @@ def verdict(checked: Checked, severed: float, by_network: bool) -> str | None:
     if len(checked.replaced) > len(checked.iou) / 4:
         return f"{len(checked.replaced)} of {len(checked.iou)} disagree with the others"
     if severed > SEVERED and not by_network:
-        return f"nothing stands apart at the look-at point: {severed:.0%} of the surface there goes on beyond the region of interest"
+        where = f"{severed:.0%} of the surface at the look-at point goes on beyond the region of interest"
+        return f"{where}, which cuts the object (enlarge dataset.radius) or holds nothing that stands apart"
     return None
 
 

@@ -40,7 +40,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
-        kind, value = key & 7, None
+        kind = key & 7
+        value: int | memoryview
         if kind == 0:
             value, at = _varint(data, at)
         else:
@@ -95,7 +96,7 @@ class MaskNetwork:
         if self.path.stat().st_size > MAX_BYTES:
             raise UserError(f"--mask-model: {path}: larger than {MAX_BYTES >> 30} GiB, expected the ONNX file of a segmentation network")
         mean, deviation = NORMS[norm]
-        self.mean, self.deviation = np.float32(mean), np.float32(deviation)
+        self.mean, self.deviation = np.array(mean, np.float32), np.array(deviation, np.float32)
         try:
             data = self.path.read_bytes()
             shape = input_shape(data)
@@ -122,12 +123,12 @@ class MaskNetwork:
         small = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         blob = np.ascontiguousarray(((small - self.mean) / self.deviation).transpose(2, 0, 1)[None])
         with self.lock:
-            out = np.asarray(self._guarded(lambda: self.run(blob)), np.float32)
+            out: np.ndarray = np.asarray(self._guarded(lambda: self.run(blob)), np.float32)
         if out.size == 0 or out.ndim < 2 or out.size != out.shape[-1] * out.shape[-2] or not np.isfinite(out).all():
             raise UserError(
                 f"--mask-model: {self.path}: output of shape {list(out.shape)}, expected one mask [1, 1, height, width] of finite values"
             )
-        p = out.reshape(out.shape[-2:])
+        p: np.ndarray = out.reshape(out.shape[-2:])
         if p.min() < -0.01 or p.max() > 1.01:  # no sigmoid at the end
             p = 1 / (1 + np.exp(-np.clip(p, -30, 30)))
         return cv2.resize(p, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)

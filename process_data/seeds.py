@@ -148,7 +148,9 @@ class PlanePixels:
         """bool [H, W] of view i: at least two neighbours agree."""
         shape = self.grey[i].shape
         votes = np.zeros(shape, np.uint8)
-        for j in self.partners[i] if self.plane is not None else []:
+        if self.plane is None:
+            return votes > 0
+        for j in self.partners[i]:
             back = _homography(self.K, self.c2w, i, j, self.plane)
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             other = cv2.warpPerspective(self.grey[j], back, shape[::-1], flags=flags)

@@ -170,8 +170,8 @@ def segment(scene: Scene, prior: Prior | None = None, log: logging.Logger = LOG)
         hull = outline_hull(masks, work.K, work.c2w, work.volume, work.seeds.middle)
         if len(hull.cells) < FEW:
             raise UserError(
-                "--auto-mask: no object is consistent with all views; set dataset.center and dataset.radius to a sphere that encloses it "
-                "tightly, or make the masks by hand (masks/, white on the object)"
+                "--auto-mask: no object is consistent with all views; train without masks (dataset.masks=false), set dataset.center and "
+                "dataset.radius to a sphere that encloses it tightly, or make the masks by hand (masks/, white on the object)"
             )
     assert hull is not None
     return Segmented(np.stack(masks), hull, work.seeds)

@@ -30,7 +30,7 @@ def neighbours(c2w: np.ndarray, middle: np.ndarray, most: int = PARTNERS, angles
 
 
 def _features(image: np.ndarray) -> Features:
-    keys, found = cv2.SIFT_create(FEATURES, contrastThreshold=0.02).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+    keys, found = cv2.SIFT.create(FEATURES, contrastThreshold=0.02).detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
     if found is None:
         return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
     return np.array([k.pt for k in keys], np.float64), np.sqrt(found / np.maximum(found.sum(1, keepdims=True), 1e-6))  # RootSIFT
