@@ -1,11 +1,18 @@
 """Masks against the visual hull of the others."""
 
 import numpy as np
+import pytest
 
+from process_data import agreement
 from process_data.agreement import outline_hull, overlap, reprojected
 from tests.scenes import ring_cameras, trace
 
 K = np.array([[140.0, 0, 63.5], [0, 140.0, 47.5], [0, 0, 1]])
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    monkeypatch.setattr(agreement, "CELLS", 56)
 
 
 def setting(n: int = 14) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
