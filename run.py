@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> int:
         if args.scale_distance:
             args.overrides = run.measured(args.scale_distance, args.resume, args.overrides)
         if args.auto_mask:
-            run.auto_masks(args.config, args.overrides)
+            run.auto_masks(args.config, args.overrides, args.mask_model, args.mask_norm)
         if args.relight:
             return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
         if not (args.train or args.test or args.mesh):

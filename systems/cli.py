@@ -49,6 +49,8 @@ def parser() -> Parser:
     )
     p.add_argument("--auto-mask", action="store_true", help="make object masks for a scene that has none, into its folder masks/")
     p.add_argument("--region", metavar="X0,Y0,X1,Y1@IMAGE", help="the object: a box on one photograph, in its pixels (with --train)")
+    p.add_argument("--mask-model", metavar="FILE.onnx", help="a segmentation network that helps --auto-mask: U2-Net, IS-Net, RMBG, ...")
+    p.add_argument("--mask-norm", choices=["imagenet", "unit"], help="colours that --mask-model takes: ImageNet's (default), or 0 to 1")
     p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
     p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
     p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
@@ -74,9 +76,12 @@ def parse(words: list[str]) -> argparse.Namespace:
         raise UserError(
             f"--{alone} does not go with --{next(n for n in jobs if n != alone).replace('_', '-')}; run them one after the other"
         )
-    for flag, owner in (("gt", "eval"), ("masks", "photos"), ("hdr", "relight"), ("blender", "relight"), ("poses", "relight")):
+    owners = {"gt": "eval", "masks": "photos", "hdr": "relight", "blender": "relight", "poses": "relight", "mask_model": "auto_mask"}
+    for flag, owner in owners.items():
         if getattr(args, flag) and owner not in jobs:
-            raise UserError(f"--{flag} goes with --{owner}")
+            raise UserError(f"--{flag} goes with --{owner}".replace("_", "-"))
+    if args.mask_norm and not args.mask_model:
+        raise UserError("--mask-norm goes with --mask-model")
     vain = next((flag for flag in ("config", "preset", "resume" if alone == "eval" else "config") if getattr(args, flag)), None)
     if alone and vain:
         raise UserError(f"--{vain} has no effect on --{alone}")

@@ -84,11 +84,11 @@ def measured(distance: str, resume: str | None, overrides: list[str]) -> list[st
     return [*overrides, f"export.metres_per_unit={scale_from_distance(distance, resume)!r}"]
 
 
-def auto_masks(config: str | None, overrides: list[str]) -> None:
-    """`--auto-mask`: masks/ for the scene of the config."""
+def auto_masks(config: str | None, overrides: list[str], model: str | None = None, norm: str | None = None) -> None:
+    """`--auto-mask`: masks/ for the scene of the config; model, norm: `--mask-model`, `--mask-norm`."""
     from process_data.automask import write_masks
 
-    write_masks(load_config(config, overrides).dataset, log)
+    write_masks(load_config(config, overrides).dataset, log, model, norm or "imagenet")
 
 
 def run_folder(cfg: Config, resume: Path | None) -> RunFolder:

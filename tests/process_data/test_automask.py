@@ -2,18 +2,23 @@
 
 import json
 import logging
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
 from confs.schema import DatasetConfig
-from process_data.automask import mask_names, write_masks
+from process_data import automask, capture
+from process_data.agreement import overlap
+from process_data.automask import Checked, contact_sheet, mask_names, verdict, write_masks
 from process_data.files import inside
 from process_data.ground import standing_object, support_plane
 from process_data.load import load_scene
 from process_data.transforms import transforms_capture
 from tests import formats
+from tests.process_data import test_sizes
+from tests.process_data.onnx_file import write_onnx
 from utils.errors import UserError
 from utils.image import write_png
 
@@ -54,10 +59,6 @@ def on_a_table(written: formats.Written) -> list[np.ndarray]:
     return images
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
-
-
 @pytest.mark.parametrize("layout", ["transforms", "colmap", "metashape"])
 def test_masks_are_found(layout, tmp_path):
     lens = (0.05, -0.02)
@@ -79,9 +80,109 @@ def test_masks_are_found(layout, tmp_path):
     assert write_masks(cfg, LOG) == masks and first.read_bytes() == b"mine"  # the user's own stay
 
 
+@pytest.mark.parametrize("work_size", [64, 400])
+def test_dtu_masks_have_the_size_of_the_photographs(work_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(automask, "WORK_SIZE", work_size)
+    written = formats.make(n_views=10, hw=(96, 128), fx=140.0, fy=140.0, cx=63.5, cy=47.5)
+    folder = formats.write_dtu(tmp_path, written)
+    shutil.rmtree(folder / "mask")
+    for path, image in zip(sorted((folder / "image").iterdir()), on_a_table(written)):
+        write_png(path, image)
+    masks = write_masks(DatasetConfig(root_dir=str(folder)), LOG)
+    found = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) > 127 for p in sorted(masks.iterdir())]
+    assert masks == folder / "mask" and found[0].shape == (96, 128)
+    assert np.mean([overlap(a, image[..., 3] > 0.5) for a, image in zip(found, written.images)]) > 0.93
+    assert load_scene(DatasetConfig(root_dir=str(folder)), log=LOG).masks is not None
+
+
+def test_photographs_of_several_sizes(tmp_path, monkeypatch):
+    """Landscapes and portraits: each mask has the size of its photograph, and points are not triangulated by pycolmap."""
+    monkeypatch.setattr(capture, "scene_points", lambda *_: pytest.fail("triangulated"))
+    written = test_sizes.make()
+    folder = test_sizes.write_transforms(tmp_path, written)
+    for path, image in zip(sorted((folder / "images").iterdir()), on_a_table(written)):
+        write_png(path, image)
+    masks = write_masks(DatasetConfig(root_dir=str(folder)), LOG)
+    found = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) > 127 for p in sorted(masks.iterdir())]
+    assert {mask.shape for mask in found} == {(48, 64), (64, 48)}
+    assert min(overlap(a, image[..., 3] > 0.5) for a, image in zip(found, written.images)) > 0.8
+    assert load_scene(DatasetConfig(root_dir=str(folder)), log=LOG).masks is not None
+
+
+def test_a_network_helps(tmp_path):
+    """Object and surroundings differ in nothing but red; colour alone takes the brighter half of the object."""
+    written = formats.make(n_views=8)
+    folder = formats.write_transforms(tmp_path / "s", written)
+    for path, image in zip(sorted((folder / "images").iterdir()), written.images):
+        write_png(path, np.where(image[..., 3:] > 0.5, (0.8, 0.4, 0.4), (0.2, 0.4, 0.4)))
+    model = write_onnx(tmp_path / "red.onnx", [40, 0, 0], -20)
+    masks = write_masks(DatasetConfig(root_dir=str(folder)), LOG, str(model), "unit")
+    found = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) > 127 for p in sorted(masks.iterdir())]
+    assert min(overlap(a, image[..., 3] > 0.5) for a, image in zip(found, written.images)) > 0.9
+    with pytest.raises(UserError, match="no such file"):
+        write_masks(DatasetConfig(root_dir=str(folder)), LOG, str(tmp_path / "none.onnx"))
+
+
+def test_masks_that_disagree_are_not_written(tmp_path):
+    """The photographs are shifted by a tenth of their width, each in its own direction, as by wrong cameras."""
+    written = formats.make(n_views=10, hw=(96, 128), fx=140.0, fy=140.0, cx=63.5, cy=47.5)
+    folder = formats.write_transforms(tmp_path, written)
+    images = on_a_table(written)
+    for i, path in enumerate(sorted((folder / "images").iterdir())):
+        write_png(path, np.roll(images[i], 13 * (-1) ** (i // 2), i % 2))
+    with pytest.raises(UserError, match="cannot be trusted and were not written.*dataset.masks=false") as error:
+        write_masks(DatasetConfig(root_dir=str(folder)), LOG)
+    assert "--mask-model" in str(error.value)
+    assert sorted(p.name for p in folder.iterdir()) == ["images", "masks.png", "transforms.json"]
+
+
+def test_the_verdict():
+    def checked(iou: list[float], replaced: list[int]) -> Checked:
+        return Checked(np.zeros((len(iou), 4, 4), bool), np.array(iou), replaced)
+
+    assert verdict(checked([0.9] * 9 + [0.3], [9]), 0.0, False) is None
+    assert "median IoU with the hull of the others 0.70" in str(verdict(checked([0.7] * 10, []), 0.0, False))
+    assert "3 of 10 disagree" in str(verdict(checked([0.9] * 7 + [0.5] * 3, [7, 8, 9]), 0.0, False))
+    assert "21% of the surface at the look-at point goes on beyond" in str(verdict(checked([0.9] * 10, []), 0.21, False))
+    assert verdict(checked([0.9] * 10, []), 0.4, True) is None
+
+
+def test_the_overview_shows_replaced_views(tmp_path):
+    folder = formats.write_transforms(tmp_path, formats.make(n_views=4))
+    scene = load_scene(DatasetConfig(root_dir=str(folder), masks=False), log=LOG)
+    masks = np.zeros((4, 48, 64), bool)
+    masks[:, 10:30, 10:30] = True
+    picture = contact_sheet(scene, Checked(masks, np.full(4, 0.9), [3]), most=1)
+    assert picture.shape == (48, 128, 3) and (picture[10, 64 + 20] == (255, 60, 40)).all() and (picture[20, 10] == (40, 255, 80)).all()
+
+
+@pytest.mark.parametrize("layout", ["transforms", "colmap", "dtu"])
+def test_masks_in_another_folder_are_kept(layout, tmp_path):
+    """Regression: masks/ was written beside the user's mask/, which the reader prefers it to."""
+    folder = getattr(formats, f"write_{layout}")(tmp_path, formats.make(n_views=4))
+    (folder / "mask").mkdir(exist_ok=True)
+    for i in range(4):
+        write_png(folder / f"mask/{i:03d}.png", np.ones((48, 64)))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert write_masks(DatasetConfig(root_dir=str(folder)), LOG) == folder / "mask"
+    assert write_masks(DatasetConfig(root_dir=str(folder), masks=False), LOG) == folder / "mask"
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_masks_named_in_the_file_are_kept(tmp_path):
+    folder = formats.write_transforms(tmp_path, formats.make(n_views=4))
+    data = json.loads((folder / "transforms.json").read_text())
+    for i, frame in enumerate(data["frames"]):
+        frame["mask_path"] = f"mine/{i}.png"
+        write_png(folder / frame["mask_path"], np.ones((48, 64)))
+    (folder / "transforms.json").write_text(json.dumps(data))
+    assert write_masks(DatasetConfig(root_dir=str(folder)), LOG) == folder / "mine"
+    assert not (folder / "masks").exists()
+
+
 def test_what_cannot_be_masked(tmp_path):
-    with pytest.raises(UserError, match="has the layout dtu"):
-        write_masks(DatasetConfig(root_dir=str(formats.write_dtu(tmp_path / "d", formats.make(n_views=4)))), LOG)
+    with pytest.raises(UserError, match="has the layout blender"):
+        write_masks(DatasetConfig(root_dir=str(formats.write_blender(tmp_path / "d", formats.make(n_views=4)))), LOG)
     folder = formats.write_transforms(tmp_path / "t", formats.make(n_views=4))
     for path in (folder / "images").iterdir():
         write_png(path, np.full((48, 64, 3), 0.5))
