@@ -28,7 +28,6 @@ EFFECTS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("model.grid.*", lambda c: c.model.encoding.endswith("hashgrid"), "model.encoding=hashgrid"),
     ("model.frequency.cone", lambda c: c.model.encoding.endswith("ipe"), "model.encoding=ipe"),
     ("model.frequency.*", lambda c: c.model.encoding.endswith(("frequency", "ipe")), "model.encoding=frequency or ipe"),
-    ("model.occupancy.hidden", lambda c: "sdf" in c.model.capabilities and c.model.sampler == "occupancy", "a method with an SDF"),
     ("model.occupancy.*", _sampler("occupancy"), "model.sampler=occupancy"),
     ("model.samples_per_ray*", _sampler("occupancy"), "model.sampler=occupancy"),
     ("model.sampling.n_samples", _sampler("hierarchical", "proposal"), "model.sampler=hierarchical or proposal"),

@@ -127,7 +127,6 @@ class OccupancyConfig:
     threshold: float = 0.02  # a cell is occupied when its value exceeds this, or the mean over all cells where that is smaller
     every: int = 16  # steps between updates
     decay: float = 0.5  # of the running maximum, an update
-    hidden: int = 0  # steps after which cells that no training ray has reached are passed over, with the surface behind them; 0: never
     margin: float = 0.87  # cells: a cell counts when the surface passes within this distance of the evaluated point (0.87: half a diagonal)
 
     def __post_init__(self) -> None:
@@ -135,7 +134,6 @@ class OccupancyConfig:
             "model.occupancy",
             resolution=(8 <= self.resolution <= 512, f"must lie in 8..512, got {self.resolution}"),
             threshold=(0 < self.threshold < 1, f"must lie in (0, 1), got {self.threshold}"),
-            hidden=(self.hidden >= 0, f"must not be negative, got {self.hidden}"),
             every=(self.every >= 1, f"must be at least 1, got {self.every}"),
             decay=(0 < self.decay < 1, f"must lie in (0, 1), got {self.decay}"),
         )

@@ -33,8 +33,8 @@ MASK_FREE = {
 POINTS_START = {
     "model": {
         "variance": {"min_inv_s": [150, 600, 0.1, 0.7], "max_inv_s": 20000},
-        "occupancy": {"threshold": 0.02, "resolution": 128, "hidden": 256},
-        "grid": {"n_levels": 14, "log2_size": 19, "top": 1024, "levels": [5, 14, 0.0, 0.4]},
+        "occupancy": {"threshold": 0.02, "resolution": 128},
+        "grid": {"n_levels": 14, "top": 1024, "levels": [5, 14, 0.0, 0.4]},
         "sdf": {"pass_encoding": True},
         "background_field": {"log2_size": 18},
     },

@@ -40,15 +40,12 @@ class OccupancyGrid(OccGridEstimator, Sampler):
     occs: Tensor  # [cells] running maximum, -1 outside the sphere
     binaries: Tensor  # [1, X, Y, Z] bool
     resolution: Tensor
-    seen: Tensor  # [X, Y, Z] int32: the last step in which a training ray reached the cell (cfg.hidden)
     grid_coords: Tensor
 
     def __init__(self, cfg: OccupancyConfig, radius: float, backend: str = "torch"):
         super().__init__([-radius] * 3 + [radius] * 3, resolution=cfg.resolution, levels=1)
         self.cfg, self.radius, self.margin, self.backend = cfg, radius, cfg.margin, backend
-        self.phase, self.warned, self.step = 0, False, 0
-        if cfg.hidden:
-            self.register_buffer("seen", torch.zeros(self.binaries.shape[1:], dtype=torch.int32))
+        self.phase, self.warned = 0, False
         centres = (self.grid_coords + 0.5) / cfg.resolution * 2 - 1
         self.occs[centres.norm(dim=1) > 1 + 3**0.5 / cfg.resolution] = -1
         self.binaries = (self.occs >= 0).view(self.binaries.shape)
@@ -64,8 +61,7 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         return float(self.binaries.sum() / (self.occs >= 0).sum().clamp(min=1))
 
     def refresh(self, step: int, value: Callable[[Tensor], Tensor]) -> None:
-        """Update every `every` steps, of which `reached` takes note. An empty grid would give no samples and no gradient: all cells are then occupied again."""
-        self.step = step
+        """Update every `every` steps. An empty grid would give no samples and no gradient: all cells are then occupied again."""
         if step % self.cfg.every == 0:
             self.phase = step // self.cfg.every % self.STRIDE
             self._update(self._cells(everywhere=step == 0), value)
@@ -82,13 +78,6 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         return torch.nonzero((chosen | everywhere) & (self.occs >= 0))[:, 0]
 
     @torch.no_grad()
-    def reached(self, points: Tensor) -> None:
-        """Take note of the cells of points [P, 3] that rays of training step `step` reached before they were absorbed."""
-        if self.cfg.hidden:
-            i, j, k = ((points / self.radius + 1) / 2 * self.cfg.resolution).long().clamp(0, self.cfg.resolution - 1).unbind(-1)
-            self.seen[i, j, k] = self.step
-
-    @torch.no_grad()
     def _update(self, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
         """Raise the running maximum at a random point of each cell, and binarise it (nerfacc's rule)."""
         corner = self.grid_coords[cells]
@@ -97,9 +86,6 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         self.occs[cells] = torch.maximum(self.occs[cells] * self.cfg.decay, found)
         threshold = self.occs[self.occs >= 0].mean().clamp(max=self.cfg.threshold)
         self.binaries = (self.occs > threshold).view(self.binaries.shape)
-        if self.cfg.hidden and self.step > self.cfg.hidden:  # two cells more, where the surface may move to before the next look
-            recent = dilate(dilate(self.seen >= self.step - self.cfg.hidden))
-            self.binaries = self.binaries & recent
 
     def sample(
         self, rays: Rays, step: float, jitter: Tensor | None = None, field: Callable[[Tensor], Tensor] | None = None

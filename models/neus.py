@@ -21,15 +21,7 @@ from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Spec, ramp
 
 LONG = 2.0  # an interval is long when its length times inv_s exceeds this
-REACHED = 1e-3  # transmittance from which a sample counts as reached
 EARLY_STOP = 1e-4  # samples behind this transmittance have weight 0
-
-
-@torch.no_grad()
-def transmittance(weights: Tensor, samples: Samples) -> Tensor:
-    """[S] share of the light that reaches each sample, from the weights [S]."""
-    total = torch.cat([weights.new_zeros(1, dtype=torch.float64), weights.double().cumsum(0)])
-    return 1 - (total[:-1] - total.index_select(0, samples.offsets[:-1]).index_select(0, samples.ray_indices)).float()
 
 
 class NeuS(Method):
@@ -118,8 +110,6 @@ class NeuS(Method):
         per_sample = torch.cat([colour, normal, t[:, None], torch.ones_like(colour[:, :1])], 1)
         sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
         opacity = sums[:, 7].clamp(0, 1)
-        if context.training and isinstance(self.sampler, OccupancyGrid):
-            self.sampler.reached(points.detach()[transmittance(weights, samples) > REACHED])
         rgb, background = self.composited(sums[:, :3], opacity, rays, context)
         render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
         return RenderOutput(render, samples, weights, field, extra, background)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -129,8 +129,7 @@ def sampler_of(m: VolumeConfig, where: Context) -> Sampler:
     if m.sampler == "proposal":
         densities = [proposal_network(m, where, bounded=True) for _ in s.n_proposal]
         return ProposalSampler(densities, list(s.n_proposal), s.n_samples)
-    occupancy = m.occupancy if "sdf" in m.capabilities else replace(m.occupancy, hidden=0)  # a NeRF takes no note of what is reached
-    return OccupancyGrid(occupancy, m.radius, where.choose("march"))
+    return OccupancyGrid(m.occupancy, m.radius, where.choose("march"))
 
 
 def sdf_network(m: SurfaceConfig, encoding: Encoding) -> SDFNetwork | SDFMLP:
