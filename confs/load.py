@@ -256,7 +256,9 @@ def load_config(
         if OmegaConf.select(merged.model, "start") == "auto" and points is not None:
             facts.append(OmegaConf.create({"model": {"start": "points" if points and learned else "sphere"}}))
         if OmegaConf.select(OmegaConf.merge(merged, *facts).model, "start") == "points" and not saved:
-            recipe += _recipe(POINTS_START, "start from points", OmegaConf.merge(merged, *recipe), said, method)
+            below_it = OmegaConf.merge(merged, *recipe)
+            assert isinstance(below_it, DictConfig)
+            recipe += _recipe(POINTS_START, "start from points", below_it, said, method)
         merged = _merge(method, [*recipe, *below, said, *facts])
     except ConfigKeyError as error:
         raise _unknown(error.full_key or "", method) from None

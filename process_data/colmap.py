@@ -128,7 +128,9 @@ def _views(root: Path, folder: Path, cfg: DatasetConfig, log: logging.Logger) ->
     else:
         reduced = 1
     masks = [root / f for f in MASK_FOLDERS if (root / f).is_dir()] if cfg.masks else []
-    views, numbers, problems, missing, models = [], {}, [], [], {}
+    views: list[View] = []
+    numbers: dict[int, int] = {}
+    problems, missing, models = [], [], {}
     for image in images:
         path = next((p for p in (find_image(base, image.name) for base in bases) if p), None)
         if path is None:

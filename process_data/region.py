@@ -167,6 +167,7 @@ def _standing(views: Views, point: np.ndarray, reach: float, sight: Sight | None
             return None
         centre, radius = smallest_ball(cells)
         return centre, min(radius, clearance(views.centres, centre)), "what the cameras frame above the supporting plane"
+    assert found.gaze is not None
     centre, radius = smallest_ball(found.points)
     whole = radius > WHOLE * reach and np.linalg.norm(point - centre) < radius and found.height > TALL * radius
     if not (raised or whole) and sight is not None and one_sided(views.centres, weighted_median(sight.points, sight.weight)):

@@ -14,10 +14,11 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from process_data.axes import convergence_point
-from process_data.ground import LINK, PLANE_WIDTH, dense, support_plane
+from process_data.ground import PLANE_WIDTH, dense, support_plane
 from process_data.sift_points import neighbours, sift_points
 from utils.rays import Scene
 
+LINK = 0.12  # largest gap between points of one object, in radii of the region
 LOG = logging.getLogger("neus")
 FEW = 50  # points, below which they say nothing of the object
 WINDOW = 7  # pixels along a side of the windows that are correlated

@@ -121,7 +121,7 @@ def _align(system: RaySystem, scene: Scene, cfg: Config, view: int) -> tuple[flo
             loss = loss + 0.1 * (opacity - fit.mask[index]).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if not bool(torch.isfinite(delta.grad).all()):
+        if delta.grad is None or not bool(torch.isfinite(delta.grad).all()):
             continue
         optimizer.step()
     after = fit.psnr(*probe, delta.detach())

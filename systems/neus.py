@@ -26,7 +26,7 @@ class NeuSSystem(RaySystem):
 
     def begin(self, scene: Scene) -> None:
         """Before step 0: a surface from the points, where model.start=points."""
-        if self.cfg.model.start == "points" and not start_from_points(self.model, scene, self.cfg.seed or 0, self.device):
+        if self.model.cfg.start == "points" and not start_from_points(self.model, scene, self.cfg.seed or 0, self.device):
             log.warning("model.start=points: too few points inside the sphere, or unknown which views see them; starting from a sphere")
         self.watch.first = min(math.exp(10 * self.model.variance.v.item()), self.model.max_inv_s(0.0))
 

@@ -96,8 +96,8 @@ def start_from_points(model: NeuS, scene: Scene, seed: int, device: torch.device
         return False
     began = time.perf_counter()
     x, target, bound = _queries(oriented, radius, 100_000, np.random.default_rng(seed))
-    data = [torch.from_numpy(part).to(device) for part in (x.astype(np.float32), target.astype(np.float32), bound)]
-    error = _fit(model, *data, seed)
+    points, distances = (torch.from_numpy(part.astype(np.float32)).to(device) for part in (x, target))
+    error = _fit(model, points, distances, torch.from_numpy(bound).to(device), seed)
     with torch.no_grad():
         model.variance.v.fill_(float(np.log(SHARPNESS / radius) / 10))
     log.info(

@@ -57,7 +57,7 @@ def test_every_option_is_read(reads, tiny_scene, tmp_path):
         "dtu-wmask": ["loss.curvature=0.1", "loss.sparsity=0.1", "dataset.center=lookat"],
         "dtu": ["loss.distortion=0.1"],
         "neuralangelo-dtu": [],
-        "neus-mlp": [],
+        "neus-mlp": ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0"],
         "nerf-blender": ["model.sampler=proposal", "model.encoding=ipe", "model.radiance.dirs=ide"],
         "nerf-dtu": ["model.encoding=frequency", "model.radiance.dirs=frequency"],
         "nero-shape": [],

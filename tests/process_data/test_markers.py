@@ -10,7 +10,7 @@ from PIL import Image
 
 from confs.load import load_config
 from confs.schema import DatasetConfig
-from process_data import markers, triangulate
+from process_data import dlt, markers
 from process_data.lens import Lens
 from process_data.load import load_scene
 from process_data.marker_sheet import PAPERS, PER_MM, draw_sheet
@@ -124,12 +124,12 @@ def test_points_are_triangulated_and_wrong_views_left_out():
     poses, x = in_world(cameras(7)), SHIFT + rng.uniform(-0.2, 0.2, (4, 3))
     local = (x[None] - poses[:, None, :, 3]) @ poses[:, :, :3]
     xy = local[..., :2] / local[..., 2:]
-    np.testing.assert_allclose(triangulate.triangulate(xy, poses), x, atol=1e-9)
+    np.testing.assert_allclose(dlt.triangulate(xy, poses), x, atol=1e-9)
     xy[2] += 0.05
-    found, agree = triangulate.robust(xy, poses, np.full(7, 0.002))
+    found, agree = dlt.robust(xy, poses, np.full(7, 0.002))
     assert agree.tolist() == [True, True, False, True, True, True, True]
     np.testing.assert_allclose(found, x, atol=1e-9)
-    assert np.abs(triangulate.triangulate(xy, poses) - x).max() > 1e-3
+    assert np.abs(dlt.triangulate(xy, poses) - x).max() > 1e-3
 
 
 # ---- the scale ----
