@@ -198,7 +198,6 @@ def standing_object(points: np.ndarray, centres: np.ndarray, middle: np.ndarray,
     tall = found @ normal - offset
     low = tall < np.quantile(tall, FOOT)
     foot = found[low] - np.outer(tall[low], normal)  # points near the plane do not tell which they belong to
-    solid_points = middle + reach * np.concatenate([found, foot])
-    return Standing(
-        normal, world, solid_points, np.concatenate([looked_at[part], looked_at[part][low]]), reach * float(np.quantile(tall, 0.98))
-    )
+    both = middle + reach * np.concatenate([found, foot])
+    weight = np.concatenate([looked_at[part], looked_at[part][low]])
+    return Standing(normal, world, both, weight, reach * float(np.quantile(tall, 0.98)))

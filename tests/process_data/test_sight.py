@@ -79,7 +79,7 @@ def check(v: Views, truth: np.ndarray, words: str, largest: float = 1.6) -> None
     assert inside >= 0.98 and outside >= 0.95 and ratio <= largest, f"inside {inside:.3f}, outside {outside:.3f}, ratio {ratio:.2f}: {line}"
 
 
-SEEDS = pytest.mark.parametrize("seed", range(3))
+SEEDS = pytest.mark.parametrize("seed", range(2))
 TRACKS = pytest.mark.parametrize("tracks", [True, False])
 
 
@@ -94,7 +94,7 @@ def test_a_larger_neighbour_is_left_out(seed, tracks):
 
 
 @TRACKS
-@pytest.mark.parametrize("n", [0, 12, 40])
+@pytest.mark.parametrize("n", [0, 40])
 @SEEDS
 def test_an_object_with_few_features_is_not_cut_off(seed, n, tracks):
     rng = np.random.default_rng(seed)
