@@ -1,18 +1,22 @@
 """Cameras and appearance end to end on a tiny scene: they are refined, resumed bitwise, fitted to held-out views, and written."""
 
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from confs.load import load_config
 from process_data.load import load_scene
 from systems.build import build_system
 from systems.cameras import align_held_out, refined
 from systems.run import execute, prepare
 from systems.trainer import Trainer
 from tests.systems.test_train import TINY, config, same, weights
+from utils.checkpoint import load_checkpoint
 from utils.log import RunFolder
 
 ON = ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0", "trainer.average=0"]
@@ -28,8 +32,6 @@ def trainer(cfg, folder):
 def test_every_photograph_learns_its_camera_and_appearance(tiny_scene, tmp_path, kind, method):
     more = [f"model.name={method}", "loss.eikonal=0"] if method == "nerf" else []
     known = [w for w in TINY if method == "neus" or not w.startswith("loss.eikonal")]
-    from confs.load import load_config
-
     words = [*known, *ON, *more, f"model.appearance={kind}", "trainer.max_steps=6", f"dataset.root_dir={tiny_scene}"]
     t = trainer(load_config(None, words), tmp_path / "run")
     assert t.train()
@@ -39,23 +41,22 @@ def test_every_photograph_learns_its_camera_and_appearance(tiny_scene, tmp_path,
 
 
 def test_resuming_is_bitwise(tiny_scene, tmp_path):
-    whole = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "whole")
-    assert whole.train()
-    part = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "part")
-    part.cfg.trainer.__dict__["max_steps"] = 5
-    part.train()
-    again = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "part")
-    from utils.checkpoint import load_checkpoint
+    cfg = config(tiny_scene, tmp_path, *ON, "trainer.max_steps=21")
+    assert trainer(cfg, tmp_path / "whole").train()
+    first = trainer(cfg, tmp_path / "parts")
+    real = first._after_step
 
-    again.load(load_checkpoint(tmp_path / "part/ckpt/last.pt"), tmp_path / "part/ckpt/last.pt")
-    again.clock.step, before = 5, again.clock.step
-    assert before == 5
-    # the schedules of the first half ran over 5 steps: compare two equal continuations instead of the whole run
-    other = trainer(config(tiny_scene, tmp_path, *ON, "trainer.max_steps=10"), tmp_path / "other")
-    other.load(load_checkpoint(tmp_path / "part/ckpt/last.pt"), tmp_path / "part/ckpt/last.pt")
-    assert again.train() and other.train()
-    assert same(weights(tmp_path / "part/ckpt/last.pt"), weights(tmp_path / "other/ckpt/last.pt"))
-    assert "pose.delta" in weights(tmp_path / "whole/ckpt/last.pt")
+    def stop_at_9(*args):
+        real(*args)
+        first.stop_signal = signal.SIGTERM if first.clock.step == 9 else 0
+
+    first._after_step = stop_at_9
+    assert not first.train()
+    second, path = trainer(cfg, tmp_path / "parts"), tmp_path / "parts/ckpt/last.pt"
+    second.load(load_checkpoint(path), path)
+    assert second.train()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert weights(tmp_path / "whole")["pose.delta"].any() and weights(tmp_path / "whole")["appearance.values"].any()
 
 
 @pytest.mark.slow
@@ -65,9 +66,9 @@ def test_a_wrong_held_out_camera_is_fitted_to_its_photograph(tiny_scene, tmp_pat
     assert t.train()
     scene, view = t.scene, t.scene.test[0]
     turned = scene.cameras.c2w.clone()
-    turned[view, :, :3] = torch.linalg.matrix_exp(torch.tensor([[0.0, -0.02, 0.03], [0.02, 0, -0.02], [-0.03, 0.02, 0]])) @ turned[view, :, :3]
-    from dataclasses import replace
-
+    turned[view, :, :3] = (
+        torch.linalg.matrix_exp(torch.tensor([[0.0, -0.02, 0.03], [0.02, 0, -0.02], [-0.03, 0.02, 0]])) @ turned[view, :, :3]
+    )
     wrong = replace(scene, cameras=replace(scene.cameras, c2w=turned))
     before, after = align_held_out(t.system, wrong, cfg)[view]
     assert after > before + 0.5
