@@ -31,13 +31,13 @@ class RenderContext:
     training: bool  # stratified samples and gradients; else a picture, without random numbers
     levels: float  # open levels of the position encoding
     step: float  # least length of an interval, in the unit sphere's frame
-    min_inv_s: float  # lower and ...
-    max_inv_s: float  # ... upper bound of the sharpness
+    max_inv_s: float  # upper bound of the sharpness
     background: Tensor  # [3] or [R, 3] sRGB behind the object; a learned background replaces it
     jitter: Tensor | None = None  # [R] in [0, 1): shift of a ray's samples, in steps
     embedding: Tensor | None = None  # [R, width] of the photographs of the rays (model.appearance=embedding); None: their mean
     extra: Tensor | None = None  # [P, 3] further points at which to evaluate the field, in the same pass through the network
     full_background: bool = False  # evaluate the learned background also where the object hides it
+    min_inv_s: float = 0.0  # lower bound of the sharpness
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class Method(nn.Module, ABC):
         if background is None:
             background = next(self.parameters()).new_zeros(3)
         return RenderContext(
-            progress, training, self.levels_at(progress), self.step_at(progress, training), self.min_inv_s_at(progress),
-            self.max_inv_s_at(progress), background, jitter, embedding, extra, full_background,
+            progress, training, self.levels_at(progress), self.step_at(progress, training), self.max_inv_s_at(progress), background, jitter,
+            embedding, extra, full_background, self.min_inv_s_at(progress),
         )  # fmt: skip
 
     def composited(self, rgb: Tensor, opacity: Tensor, rays: Rays, context: RenderContext) -> "tuple[Tensor, BackgroundOutput | None]":

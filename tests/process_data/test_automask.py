@@ -37,14 +37,17 @@ def test_support_plane():
     assert support_plane(table[:10], np.array([[0, 0, 5.0]])) is None
 
 
-def test_what_stands_on_the_table_is_the_object():
+def test_what_stands_on_the_table_and_is_looked_at_is_the_object():
     rng = np.random.default_rng(0)
     table = np.column_stack([rng.uniform(-4, 4, (2000, 2)), np.full(2000, -1.0)])
     thing = rng.uniform(-0.8, 0.8, (800, 3)) * [1, 1, 0.9] + [0.5, 0, 0]
     cup = rng.uniform(-0.1, 0.1, (60, 3)) + [-2.2, 2, -0.8]
-    found = standing_object(np.concatenate([table, thing, cup]), rng.uniform(3, 6, (30, 3)), np.array([0.3, 0, -0.5]), 3.0)
-    assert len(found) > 600 and np.abs(found.mean(0) - [0.5, 0, 0.06]).max() < 0.1
-    assert standing_object(table, rng.uniform(3, 6, (30, 3)), np.zeros(3), 3.0) is None
+    gaze = np.concatenate([np.full(2000, 0.4), np.full(800, 0.8), np.full(60, 0.1)])
+    found = standing_object(np.concatenate([table, thing, cup]), rng.uniform(3, 6, (30, 3)), np.array([0.3, 0, -0.5]), 3.0, gaze)
+    assert found is not None and found.points is not None and len(found.points) > 600
+    assert np.abs(found.points.mean(0)[:2] - [0.5, 0]).max() < 0.1 and np.abs(found.points[:, :2]).max() < 1.5  # without the cup
+    bare = standing_object(table, rng.uniform(3, 6, (30, 3)), np.zeros(3), 3.0, gaze[:2000])
+    assert bare is not None and bare.points is None and bare.normal @ [0, 0, 1] > 0.999
 
 
 def on_a_table(written: formats.Written) -> list[np.ndarray]:

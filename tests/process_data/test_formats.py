@@ -316,7 +316,9 @@ def test_a_mask_of_another_shape_is_refused_before_it_is_decoded(tmp_path, monke
         write_png(folder / f"masks/{i:03d}.png", np.ones((48, 64)))
     write_png(folder / "masks/002.png", np.ones((1, 4000)))
     decode = capture.read_raster
-    monkeypatch.setattr(capture, "read_raster", lambda path: pytest.fail("decoded") if "masks/002" in str(path) else decode(path))
+    monkeypatch.setattr(
+        capture, "read_raster", lambda path, *more: pytest.fail("decoded") if "masks/002" in str(path) else decode(path, *more)
+    )
     with pytest.raises(UserError, match="002.png: 4000x1 pixels, expected 64x48"):
         load_scene(config(folder), log=LOG)
 
