@@ -161,7 +161,7 @@ def _standing(views: Views, point: np.ndarray, reach: float, sight: Sight | None
     if found is None:
         return None
     raised = found.normal @ point - found.offset > RAISED * reach  # the cameras look at something above the plane
-    if found.points is None:
+    if found.points is None or found.gaze is None:
         cells = framed_above(*views.cameras, point, reach, found.normal, found.offset)
         if not raised or len(cells) < 10:
             return None
