@@ -32,7 +32,7 @@ MASK_FREE = {
 # takes few samples. loss.points holds concave parts, which colours alone fill (docs/recipes.md, "Photographs").
 POINTS_START = {
     "model": {
-        "variance": {"min_inv_s": [150, 1500, 0.1, 0.8], "max_inv_s": 20000},
+        "variance": {"min_inv_s": [150, 600, 0.1, 0.7], "max_inv_s": 20000},
         "occupancy": {"threshold": 0.02, "resolution": 128},
         "grid": {"n_levels": 14, "top": 1024, "levels": [5, 14, 0.0, 0.4]},
         "sdf": {"pass_encoding": True},
