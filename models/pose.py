@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from utils.rays import Rays, sphere_span
 
 
-def gauge_basis(centres: Tensor, train: Sequence[int]) -> Tensor:
+def gauge_basis(centres: Tensor, held: Tensor) -> Tensor:
     """Orthonormal columns [6 N, 7] of the corrections that move all training cameras together: rotation, translation, scale.
 
-    centres [N, 3]; a correction is (rotation vector, translation) of each camera, stored [N, 6]. No photograph can tell such a common
+    centres [N, 3]; held [N] bool: cameras that are not of training; a correction is (rotation vector, translation) of each camera, stored [N, 6]. No photograph can tell such a common
     motion from one of the object.
     """
     n = len(centres)
@@ -22,8 +22,6 @@ def gauge_basis(centres: Tensor, train: Sequence[int]) -> Tensor:
         columns[k, :, 3:] = torch.linalg.cross(axis.expand_as(x), x)
         columns[3 + k, :, 3 + k] = 1
     columns[6, :, 3:] = x
-    held = torch.ones(n, dtype=torch.bool)
-    held[list(train)] = False
     columns[:, held] = 0
     u, s, _ = torch.linalg.svd(columns.view(7, -1).T, full_matrices=False)
     u = (u * (s > 1e-6 * s[0])).view(n, 6, 7)
@@ -39,11 +37,21 @@ def rotation(w: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(cross)
 
 
+def moved(rays: Rays, turn: Tensor, shift: Tensor, radius: float) -> Rays:
+    """Rays [R] of cameras that are turned by the rotations turn, [R, 3, 3] or [1, 3, 3], and shifted, [R, 3] or [1, 3].
+
+    Origins and directions carry gradients, near and far do not.
+    """
+    dirs = (turn * rays.dirs[:, None]).sum(-1)
+    origins = rays.origins + shift
+    return Rays(origins, dirs, *sphere_span(origins.detach(), dirs.detach(), radius))
+
+
 class CameraRefinement(nn.Module):
     """A rotation about its centre and a translation for each of N cameras, in the unit sphere's frame, 0 at the start.
 
     Corrections that move all training cameras together are projected out, so the scene keeps its place, orientation and scale.
-    Held-out cameras are not trained; `align` fits them to their photographs.
+    Held-out cameras are not trained; `systems/cameras.py` fits them to their photographs.
     """
 
     basis: Tensor  # [6 N, 7]
@@ -55,7 +63,7 @@ class CameraRefinement(nn.Module):
         self.delta = nn.Parameter(torch.zeros(len(centres), 6))  # radians, radii
         held = torch.ones(len(centres), dtype=torch.bool)
         held[list(train)] = False
-        self.register_buffer("basis", gauge_basis(centres, train))
+        self.register_buffer("basis", gauge_basis(centres, held))
         self.register_buffer("held", held)
 
     def corrections(self) -> tuple[Tensor, Tensor]:
@@ -66,12 +74,9 @@ class CameraRefinement(nn.Module):
         return delta[:, :3], delta[:, 3:]
 
     def refine(self, rays: Rays, view: Tensor, radius: float) -> Rays:
-        """Rays [R] of the views [R] (int64) from the refined cameras; origins and directions carry gradients, near and far do not."""
+        """Rays [R] of the views [R] (int64) from the refined cameras."""
         w, shift = self.corrections()
-        turn = rotation(w).index_select(0, view)
-        dirs = (turn * rays.dirs[:, None]).sum(-1)
-        origins = rays.origins + shift.index_select(0, view)
-        return Rays(origins, dirs, *sphere_span(origins.detach(), dirs.detach(), radius))
+        return moved(rays, rotation(w).index_select(0, view), shift.index_select(0, view), radius)
 
     @torch.no_grad()
     def cameras(self, c2w: Tensor) -> Tensor:

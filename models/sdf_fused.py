@@ -3,7 +3,8 @@
 Forward: h_0 = [x, y] W_0' + b_0, a_k = f(h_k), s_k = f'(h_k), h_{k+1} = a_k W_{k+1}' + b_{k+1}, out = a_n W'.
 The sdf's gradient runs back through p_k = v_k s_k, v_{k-1} = p_k W_k from v_n = the sdf's row of the last weights, and
 ends in grad = p_0 W_0 [1; J], J the grid's Jacobian. Backward differentiates both chains: the table is read once forward
-and written once backward (and read once more where the points need a gradient: cameras that are refined). `SDFNetwork.forward_torch` is the twin.
+and written once backward (and read once more where the points need a gradient: cameras that are refined).
+`SDFNetwork.forward_torch` is the twin.
 """
 
 import torch
@@ -89,8 +90,9 @@ class FusedSDF(torch.autograd.Function):
         d_y = w[0][:, 3:].T @ d_h.T
         if d_seen is not None:
             d_y += d_seen
-        d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
-        d_x = None
+        d_table = d_x = None
+        if ctx.needs_input_grad[1]:
+            d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
         if ctx.needs_input_grad[0]:
             d_unit = hashgrid_warp.jac_left(jac, d_y).add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y))
             d_x = d_unit.mul_(1 / (2 * ctx.radius)).addmm_(d_h, w[0][:, :3])

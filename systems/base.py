@@ -77,7 +77,10 @@ class RaySystem:
 
     def slow_stats(self, progress: float) -> dict[str, float]:
         """Figures that cost a little, for the log alone."""
-        return {"occupied": self.model.sampler.share} if self.model.sampler is not None else {}
+        found = {"occupied": self.model.sampler.share} if self.model.sampler is not None else {}
+        if self.model.pose is not None:
+            found["pose_degrees"], found["pose_shift"] = self.model.pose.largest()
+        return found
 
     # ------------------------------------------------------------------ training
 
@@ -156,8 +159,6 @@ class RaySystem:
             "samples_per_ray": samples / max(n, 1),
             **self.model.stats(context),
         }
-        if self.model.pose is not None:
-            self.stats["pose_degrees"], self.stats["pose_shift"] = self.model.pose.largest()
         if output.background is not None:
             self.stats["background_rays"] = len(output.background.rays) / max(n, 1)
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from confs.schema import Config
-from models.pose import rotation
+from models.pose import moved, rotation
 from process_data.rays import make_rays
 from systems.base import RaySystem, cut_out, picture_background
 from systems.validate import truth_of
 from utils.files import write_atomic
 from utils.log import RunFolder
-from utils.rays import Rays, Scene, sphere_span
+from utils.rays import Rays, Scene
 
 log = logging.getLogger("neus")
 STEPS, RAYS = 120, 512  # of the fit of one held-out camera
@@ -47,7 +47,9 @@ def align_held_out(system: RaySystem, scene: Scene, cfg: Config) -> dict[int, tu
     for p in trainable:
         p.requires_grad_(False)
     try:
-        found = {view: _align(system, scene, cfg, view) for view in tqdm(scene.test, desc="cameras", leave=False)}
+        with torch.random.fork_rng():  # the background is sampled at random
+            torch.manual_seed(cfg.seed or 0)
+            found = {view: _align(system, scene, cfg, view) for view in tqdm(scene.test, desc="cameras", leave=False)}
     finally:
         for p in trainable:
             p.requires_grad_(True)
@@ -75,22 +77,19 @@ class _Fit:
         uv = torch.stack([index % self.width, index // self.width], 1).to(self.cameras.K.dtype)
         return index, make_rays(self.cameras, torch.full_like(index, self.view), uv, self.cfg.model.radius)
 
-    def moved(self, rays: Rays, delta: Tensor) -> Rays:
-        dirs = rays.dirs @ rotation(delta[None, :3])[0].T
-        origins = rays.origins + delta[3:]
-        return Rays(origins, dirs, *sphere_span(origins.detach(), dirs.detach(), self.cfg.model.radius))
-
-    def colours(self, rays: Rays, training: bool) -> tuple[Tensor, Tensor]:
-        """(colour [n, 3], opacity [n])."""
+    def colours(self, rays: Rays, delta: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """(colour [n, 3], opacity [n]) from the camera moved by delta [6]."""
+        rays = moved(rays, rotation(delta[None, :3]), delta[None, 3:], self.cfg.model.radius)
         jitter = torch.rand(len(rays), generator=self.generator).to(self.device) if training else None
         render = self.system.model.render(rays, self.system.model.context(1.0, training, self.background, jitter)).render
         return render.rgb, render.opacity
 
     @torch.no_grad()
     def psnr(self, index: Tensor, rays: Rays, delta: Tensor) -> float:
-        rgb, _ = self.colours(self.moved(rays, delta), False)
+        rgb, _ = self.colours(rays, delta, False)
         truth = self.truth[index]
-        error = (rgb @ _colour_fit(rgb, truth)[:3] + _colour_fit(rgb, truth)[3] - truth).square().mean()
+        colour = _colour_fit(rgb, truth)
+        error = (rgb @ colour[:3] + colour[3] - truth).square().mean()
         return float(-10 * torch.log10(error.clamp(min=1e-10)))
 
 
@@ -114,7 +113,7 @@ def _align(system: RaySystem, scene: Scene, cfg: Config, view: int) -> tuple[flo
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LR[0] * (LR[1] / LR[0]) ** (step / STEPS)
         index, rays = fit.draw(RAYS)
-        rgb, opacity = fit.colours(fit.moved(rays, delta), True)
+        rgb, opacity = fit.colours(rays, delta, True)
         colour = _colour_fit(rgb, fit.truth[index])
         loss = (rgb @ colour[:3] + colour[3] - fit.truth[index]).abs().mean()
         if fit.mask is not None:
@@ -131,7 +130,10 @@ def _align(system: RaySystem, scene: Scene, cfg: Config, view: int) -> tuple[flo
 
 
 def write_cameras(scene: Scene, run: RunFolder) -> None:
-    """cameras.json in the run folder: the cameras of the scene in world units, in instant-ngp's layout (transforms.json, OpenGL axes)."""
+    """cameras.json in the run folder: the cameras of the resized, undistorted photographs in world units.
+
+    In instant-ngp's layout (transforms.json, OpenGL axes); `file_path` is the name of the photograph in the scene.
+    """
     to_world = scene.to_world.numpy()
     scale = float(np.cbrt(np.linalg.det(to_world[:3, :3])))
     frames = []

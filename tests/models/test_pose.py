@@ -29,7 +29,7 @@ def test_a_common_motion_is_projected_out():
     w, t = pose.corrections()
     assert w[1:].abs().max() < 1e-6 and t[1:].abs().max() < 1e-6
     assert torch.equal(w[0], turn)  # a held-out camera is not part of it
-    basis = gauge_basis(x, train)
+    basis = gauge_basis(x, pose.held)
     assert torch.allclose(basis.T @ basis, torch.eye(7), atol=1e-5)
 
 

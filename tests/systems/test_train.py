@@ -51,6 +51,17 @@ def trainer(cfg, folder):
     return Trainer(build_system(cfg, device), scene, cfg, RunFolder(folder), device)
 
 
+def stop_at(t, step):
+    """Let a signal end the training after this step."""
+    real = t._after_step
+
+    def after(*args):
+        real(*args)
+        t.stop_signal = signal.SIGTERM if t.clock.step == step else 0
+
+    t._after_step = after
+
+
 def weights(path):
     return load_checkpoint(path)["model"]
 
@@ -122,13 +133,7 @@ def test_resuming_is_bitwise_equal(tiny_scene, tmp_path, average):
     cfg = config(tiny_scene, tmp_path, "trainer.max_steps=41", f"trainer.average={average}")
     trainer(cfg, tmp_path / "whole").train()
     first = trainer(cfg, tmp_path / "parts")
-    real = first._after_step
-
-    def stop_at_17(*args):
-        real(*args)
-        first.stop_signal = signal.SIGTERM if first.clock.step == 17 else 0
-
-    first._after_step = stop_at_17
+    stop_at(first, 17)
     assert not first.train()
     second = trainer(cfg, tmp_path / "parts")
     path = tmp_path / "parts/ckpt/last.pt"
