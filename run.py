@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> int:
         if args.eval:
             return run.evaluate_files(args.eval, args.gt)
         if args.photos:
-            args.overrides = run.photographs(args.photos, args.masks, args.overrides)
+            args.overrides = run.photographs(args.config, args.photos, args.masks, args.overrides)
         if args.marker_size:
             args.overrides = [*args.overrides, f"dataset.marker_size={args.marker_size}"]
         if args.scale_distance:

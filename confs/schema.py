@@ -187,6 +187,7 @@ class BackendConfig:
     hashgrid: Literal["auto", "torch", "warp", "tinycudann"] = "auto"
     march: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
     composite: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
+    network: Literal["auto", "torch", "warp"] = "auto"  # networks with ReLU; warp: on the CPU alone
     half_table: bool = False  # CUDA: look the hash table up in float16 (gradients and weights stay float32)
 
 

@@ -12,6 +12,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from encoder import hashgrid_cpu
 from encoder.hashgrid import HashGridSpec
 from utils import warp_launch
 
@@ -281,7 +282,8 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
     y = make(spec.width, n, device=x.device)
     jac = make(spec.width, 3, n, device=x.device) if with_jacobian else None
     if n and n_levels:
-        kernel, _, _ = kernels(spec.n_features, half)
+        native = x.device.type == "cpu" and not half
+        kernel = hashgrid_cpu.kernels(spec.n_features)[0] if native else kernels(spec.n_features, half)[0]
         store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if half else wp.float32)
         scales, shape = _shape(spec, x.device)
         fixed = [
@@ -289,13 +291,15 @@ def forward(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, with_ja
             warp_launch.array(table, store),
             warp_launch.array(scales, wp.float32),
             warp_launch.array(shape, wp.int32),
+            int(spec.smoothstep),
         ]
         target = torch.empty(0, 0, 0, device=x.device) if jac is None else jac
         outs = [warp_launch.array(y, wp.float32), int(with_jacobian), warp_launch.array(target, wp.float32)]
 
         def part(start: int, stop: int) -> None:
             blocks, run = _blocks(stop - start, x.device)
-            warp_launch.launch(kernel, (n_levels, blocks), [*fixed, int(spec.smoothstep), start, stop, run, 0, *outs], x.device)
+            dim, parts = (n_levels, []) if native else ((n_levels, blocks), [run, 0])
+            warp_launch.launch(kernel, dim, [*fixed, start, stop, *parts, *outs], x.device)
 
         warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n, x.device)])
     return y, jac
@@ -310,7 +314,8 @@ def scatter(
     """
     n = len(x)
     if n and n_levels and (d_y is not None or d_x is not None):
-        _, kernel, _ = kernels(spec.n_features)
+        native = x.device.type == "cpu"
+        kernel = (hashgrid_cpu.kernels if native else kernels)(spec.n_features)[1]
         scales, shape = _shape(spec, x.device)
         fixed = [
             warp_launch.array(x, wp.vec3),
@@ -329,7 +334,8 @@ def scatter(
 
         def part(first: int) -> None:
             count = len(range(first, n_levels, parts))
-            warp_launch.launch(kernel, (count, blocks), [*fixed, run, first, parts, *tail], x.device)
+            dim, walk = (count, []) if native else ((count, blocks), [run])
+            warp_launch.launch(kernel, dim, [*fixed, *walk, first, parts, *tail], x.device)
 
         warp_launch.run([functools.partial(part, first) for first in range(parts)])
     return out

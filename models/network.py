@@ -39,13 +39,28 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable
 }
 
 
-def mlp(n_in: int, hidden: int, layers: int, n_out: int) -> nn.Sequential:
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them. backend "warp": on the CPU in one pass over memory (`models/mlp_cpu.py`)."""
+
+    backend = "torch"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., O]."""
+        if self.backend == "warp" and x.dtype == torch.float32:
+            from models.mlp_cpu import FusedMLP
+
+            out = FusedMLP.apply(x.reshape(-1, x.shape[-1]), *self.parameters())
+            return out.view(*x.shape[:-1], out.shape[-1])
+        return super().forward(x)
+
+
+def mlp(n_in: int, hidden: int, layers: int, n_out: int) -> MLP:
     """`layers` hidden layers with ReLU, a linear output."""
     widths = [n_in, *[hidden] * layers]
     parts: list[nn.Module] = []
     for a, b in zip(widths, widths[1:]):
         parts += [nn.Linear(a, b), nn.ReLU(inplace=True)]
-    return nn.Sequential(*parts, nn.Linear(widths[-1], n_out))
+    return MLP(*parts, nn.Linear(widths[-1], n_out))
 
 
 def output_layer(net: nn.Sequential) -> nn.Linear:

@@ -7,11 +7,14 @@ and written once backward (and read once more where the points need a gradient: 
 `SDFNetwork.forward_torch` is the twin.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from encoder import hashgrid_warp
 from encoder.hashgrid import HashGridSpec
+from models import sdf_cpu
 from models.network import ACTIVATIONS
 
 
@@ -24,6 +27,13 @@ class FusedSDF(torch.autograd.Function):
         unit = (x / (2 * radius) + 0.5).contiguous()
         y, jac = hashgrid_warp.forward(unit, table, spec, n_levels, True)
         assert jac is not None
+        if x.device.type == "cpu" and len(weights) == 4:
+            h, grad, g_y = sdf_cpu.forward(x, y, jac, weights, activation, radius)
+            ctx.save_for_backward(x, unit, y, jac, g_y, table, *weights)
+            ctx.depth = 0
+            ctx.spec, ctx.n_levels, ctx.radius, ctx.activation = spec, n_levels, radius, activation
+            ctx.set_materialize_grads(False)
+            return h, grad, y
         (w0, b0), *inner = [(weights[i], weights[i + 1]) for i in range(0, len(weights) - 2, 2)]
         w_out, b_out = weights[-2:]
         h = torch.addmm(b0, x, w0[:, :3].T).addmm_(y.T, w0[:, 3:].T)
@@ -50,17 +60,21 @@ class FusedSDF(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out: Tensor | None, d_grad: Tensor | None, d_seen: Tensor | None):
         x, unit, y, jac, g_y, table, *rest = ctx.saved_tensors
+        d_grad = torch.zeros_like(x) if d_grad is None else d_grad.contiguous()
+        h = d_grad / (2 * ctx.radius)
         n = ctx.depth
+        if not n:
+            d_out = x.new_zeros(len(x), len(rest[-1])) if d_out is None else d_out
+            d_w, d_y, d_first = sdf_cpu.backward(x, y, jac, tuple(rest), ctx.activation, ctx.radius, d_out, d_grad)
+            return FusedSDF._inputs(ctx, unit, jac, g_y, table, h, d_y, d_seen, lambda: d_first, d_w)
         values, slopes, chain, weights = rest[:n], rest[n : 2 * n], rest[2 * n : 4 * n], rest[4 * n :]
         v, p = chain[0::2], chain[1::2]
         w = weights[0::2]
         curve = ACTIVATIONS[ctx.activation][1]
-        d_grad = torch.zeros_like(x) if d_grad is None else d_grad.contiguous()
         d_out = x.new_zeros(len(x), len(weights[-1])) if d_out is None else d_out
         d_w = [torch.zeros_like(t) for t in weights]
 
         # the gradient chain, from the input up
-        h = d_grad / (2 * ctx.radius)
         q_y = hashgrid_warp.jac_right(jac, h)
         d_w[0][:, :3] = p[0].T @ d_grad
         d_w[0][:, 3:] = (q_y @ p[0]).T
@@ -87,7 +101,14 @@ class FusedSDF(torch.autograd.Function):
                 d_a = d_h @ w[k]
         d_w[0][:, :3] += d_h.T @ x
         d_w[0][:, 3:] += (y @ d_h).T
-        d_y = w[0][:, 3:].T @ d_h.T
+        return FusedSDF._inputs(ctx, unit, jac, g_y, table, h, w[0][:, 3:].T @ d_h.T, d_seen, lambda: d_h @ w[0][:, :3], d_w)
+
+    @staticmethod
+    def _inputs(
+        ctx, unit: Tensor, jac: Tensor, g_y: Tensor, table: Tensor, h: Tensor, d_y: Tensor, d_seen: Tensor | None,
+        direct: Callable[[], Tensor], d_w: list[Tensor],
+    ) -> tuple:  # fmt: skip
+        """Gradients of the inputs, from d_y [L * F, S] of the encoding, h [S, 3] of its slope; direct: of the points by the first layer."""
         if d_seen is not None:
             d_y += d_seen
         d_table = d_x = None
@@ -95,5 +116,5 @@ class FusedSDF(torch.autograd.Function):
             d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
         if ctx.needs_input_grad[0]:
             d_unit = hashgrid_warp.jac_left(jac, d_y).add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y))
-            d_x = d_unit.mul_(1 / (2 * ctx.radius)).addmm_(d_h, w[0][:, :3])
+            d_x = d_unit.mul_(1 / (2 * ctx.radius)).add_(direct())
         return d_x, d_table, None, None, None, None, *d_w

@@ -33,6 +33,7 @@ from models.material import MaterialField, MaterialModel
 from models.method import Method, Sampler
 from models.nerf import NeRF, ProposalSampler
 from models.nero import NeROShape
+from models.network import MLP
 from models.neus import NeuS
 from models.pose import CameraRefinement
 from models.radiance import RadianceNetwork, direction_encoding
@@ -209,7 +210,12 @@ def build_system(cfg: Config, device: torch.device, scene: Scene | None = None) 
     """Model and system of the config, weights drawn from cfg.seed; scene: where something is estimated for each photograph."""
     torch.manual_seed(cfg.seed or 0)
     entry = METHODS[cfg.model.name]
-    model = entry.build(cfg.model, Context(device, cfg.backend))
+    where = Context(device, cfg.backend)
+    model = entry.build(cfg.model, where)
+    backend = where.choose("network")
+    for module in model.modules():
+        if isinstance(module, MLP):
+            module.backend = backend
     if scene is not None:
         add_photographs(model, cfg.model, scene)
     model = model.to(device)

@@ -6,6 +6,7 @@ import math
 import warp as wp
 from torch import Tensor
 
+from systems import optim_cpu
 from utils import warp_launch
 
 
@@ -35,7 +36,12 @@ def lazy_adam_warp(p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: fl
     arrays = [warp_launch.array(t.view(-1), wp.float32) for t in (p.detach(), g, m, v)]
     numbers = [b1, b2, lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), eps]
 
+    native = p.device.type == "cpu" and p.shape[1] in optim_cpu.WIDTHS
+
     def part(begin: int, stop: int) -> None:
+        if native:
+            warp_launch.launch(optim_cpu.adam, 1, [*arrays, p.shape[1], begin, stop, *numbers], p.device)
+            return
         run = 1 if p.device.type == "cuda" else stop - begin
         warp_launch.launch(_adam, -(-(stop - begin) // run), [*arrays, p.shape[1], begin, stop, run, *numbers], p.device)
 

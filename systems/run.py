@@ -67,14 +67,19 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
     return Job(load(), load, state, path)
 
 
-def photographs(photos: str, masks: str | None, overrides: list[str]) -> list[str]:
-    """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it."""
+def photographs(config: str | None, photos: str, masks: str | None, overrides: list[str]) -> list[str]:
+    """`--photos`: a scene folder with cameras, at dataset.root_dir or inputs/<name>; returns the overrides that name it.
+
+    The options are read first: a misspelt one is told at once, not after minutes of structure from motion.
+    """
     from process_data.sfm import reconstruct, scene_folder
 
     given = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
     scene = Path(given[-1]) if given else scene_folder(Path(photos))
+    overrides = [*overrides, f"dataset.root_dir={scene}"]
+    load_config(config, overrides)
     reconstruct(Path(photos), scene, Path(masks) if masks else None)
-    return [*overrides, f"dataset.root_dir={scene}"]
+    return overrides
 
 
 def measured(distance: str, resume: str | None, overrides: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ BACKENDS = {
     "hashgrid": ("warp", "tinycudann", "torch"),
     "march": ("warp", "nerfacc", "torch"),
     "composite": ("warp", "nerfacc", "torch"),
+    "network": ("warp", "torch"),
     "optimizer": ("warp", "torch"),
     "trace": ("warp", "torch"),
 }
@@ -51,15 +52,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def missing(backend: str, device: torch.device) -> str:
-    """ "" when a backend can run on the device, else the reason why not.
+def missing(backend: str, device: torch.device, operation: str = "") -> str:
+    """ "" when a backend can run the operation on the device, else the reason why not.
 
     nerfacc and tinycudann run on CUDA alone. They are not imported on the CPU, where nerfacc would try to build its kernels.
     """
     if backend == "torch":
         return ""
     if backend == "warp":
-        return warp_available()
+        return "its kernels of networks run on the CPU alone" if operation == "network" and device.type != "cpu" else warp_available()
     if device.type != "cuda":
         return f"{backend} runs on CUDA alone"
     return _cuda_library(backend)
@@ -80,14 +81,14 @@ def choose(operation: str, wanted: str, device: torch.device) -> str:
     Raises UserError when a forced backend is not available, with what to install.
     """
     if wanted != "auto":
-        reason = missing(wanted, device)
+        reason = missing(wanted, device, operation)
         if reason:
             raise UserError(f"backend.{operation}={wanted}, but {reason}; install {PACKAGES[wanted]}, or set backend.{operation}=torch")
         _say(operation, wanted, "forced by the config")
         return wanted
     reasons: list[str] = []
     for backend in BACKENDS[operation]:
-        reason = missing(backend, device)
+        reason = missing(backend, device, operation)
         if not reason:
             _say(operation, backend, "; ".join(reasons) or _where(device))
             return backend
