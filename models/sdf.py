@@ -126,7 +126,18 @@ class SDFNetwork(nn.Module):
 
     def sdf(self, x: Tensor, n_levels: float) -> Tensor:
         """Signed distance [S] alone: for occupancy and meshes."""
-        return self.values(x, n_levels)[0][:, 0]
+        quick = isinstance(self.encoding, HashGrid) and self.encoding.backend == "warp" and x.device.type == "cpu" and len(self.layers) == 1
+        if not quick or torch.is_grad_enabled():
+            return self.values(x, n_levels)[0][:, 0]
+        from encoder import hashgrid_warp
+        from models import sdf_cpu
+
+        assert isinstance(self.encoding, HashGrid)
+        y, _ = hashgrid_warp.forward(
+            (x / (2 * self.radius) + 0.5).contiguous(), self.encoding.table, self.encoding.spec, int(n_levels), False
+        )
+        first = self.layers[0]
+        return sdf_cpu.values(x, y, (first.weight, first.bias, self.out.weight[:1], self.out.bias[:1]), self.cfg.activation)[:, 0]
 
     def forward_torch(self, x: Tensor, n_levels: float) -> FieldOutput:
         """The specification, by autograd."""

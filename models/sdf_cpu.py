@@ -43,9 +43,10 @@ FORWARD = r"""
         const int m = stop - i < P ? stop - i : P;
         hidden(i, m);
         product(W1, H, 1, b1.data, O, H, a, r);
-        product(W0, 1, K, nullptr, K, H, p, g);
         for (int o = 0; o < O; ++o)
             for (int t = 0; t < m; ++t) out.data[(size_t)(i + t) * O + o] = r[o * P + t];
+        if (!want_grad) continue;
+        product(W0, 1, K, nullptr, K, H, p, g);
         for (int k = 0; k < E; ++k) {
             const float* __restrict q = g + (size_t)(3 + k) * P;
             float* __restrict kept = g_y.data + (size_t)k * n + i;
@@ -121,15 +122,15 @@ def kernels() -> tuple:
     @wp.func_native(native.PRODUCTS + native.ACTIVATE + START + FORWARD)
     def run_forward(
         x: vec, y: f2, jac: f3, w0: f2, b0: f1, w1: f2, b1: f1, activation: int, radius: float, begin: int, stop: int, part: int,
-        scratch: f2, out: f2, grad: vec, g_y: f2,
+        scratch: f2, out: f2, want_grad: int, grad: vec, g_y: f2,
     ): ...  # fmt: skip
 
     @wp.kernel(module="unique", enable_backward=False)
     def forward(
         x: vec, y: f2, jac: f3, w0: f2, b0: f1, w1: f2, b1: f1, activation: int, radius: float, begin: int, stop: int, part: int,
-        scratch: f2, out: f2, grad: vec, g_y: f2,
+        scratch: f2, out: f2, want_grad: int, grad: vec, g_y: f2,
     ):  # fmt: skip
-        run_forward(x, y, jac, w0, b0, w1, b1, activation, radius, begin, stop, part, scratch, out, grad, g_y)
+        run_forward(x, y, jac, w0, b0, w1, b1, activation, radius, begin, stop, part, scratch, out, want_grad, grad, g_y)
 
     @wp.func_native(native.PRODUCTS + native.ACTIVATE + START + BACKWARD)
     def run_backward(
@@ -159,9 +160,24 @@ def forward(
     n, (w0, _, w1, _) = len(x), weights
     out, grad, g_y = torch.empty(n, len(w1)), torch.empty(n, 3), torch.empty_like(y)
     head = [*_inputs(x, y, jac), *_weights(weights), native.ACTIVATIONS[activation], radius]
-    tail = [warp_launch.array(out, wp.float32), warp_launch.array(grad, wp.vec3), warp_launch.array(g_y, wp.float32)]
+    tail = [warp_launch.array(out, wp.float32), 1, warp_launch.array(grad, wp.vec3), warp_launch.array(g_y, wp.float32)]
     native.run(kernels()[0], head, tail, n, 2 * w0.shape[1] + 3 * len(w0) + len(w1))
     return out, grad, g_y
+
+
+def values(x: Tensor, y: Tensor, weights: tuple[Tensor, ...], activation: str) -> Tensor:
+    """`forward` without the gradient: [S, O] of the O rows of W."""
+    n, (w0, _, w1, _) = len(x), weights
+    out, nothing = torch.empty(n, len(w1)), torch.empty(0, 3, 0)
+    head = [*_inputs(x, y, nothing), *_weights(weights), native.ACTIVATIONS[activation], 1.0]
+    tail = [
+        warp_launch.array(out, wp.float32),
+        0,
+        warp_launch.array(nothing.view(0, 3), wp.vec3),
+        warp_launch.array(nothing.view(0, 0), wp.float32),
+    ]
+    native.run(kernels()[0], head, tail, n, 2 * w0.shape[1] + 3 * len(w0) + len(w1))
+    return out
 
 
 def backward(
