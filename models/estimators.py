@@ -46,6 +46,7 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         super().__init__([-radius] * 3 + [radius] * 3, resolution=cfg.resolution, levels=1)
         self.cfg, self.radius, self.margin, self.backend = cfg, radius, cfg.margin, backend
         self.phase, self.warned = 0, False
+        self.room = 0  # of the samples of a training step, where it is fixed: `march`
         centres = (self.grid_coords + 0.5) / cfg.resolution * 2 - 1
         self.occs[centres.norm(dim=1) > 1 + 3**0.5 / cfg.resolution] = -1
         self.binaries = (self.occs >= 0).view(self.binaries.shape)
@@ -60,9 +61,12 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         """Occupied share of the sphere's cells."""
         return float(self.binaries.sum() / (self.occs >= 0).sum().clamp(min=1))
 
+    def due(self, step: int) -> bool:
+        return step % self.cfg.every == 0
+
     def refresh(self, step: int, value: Callable[[Tensor], Tensor]) -> None:
         """Update every `every` steps. An empty grid would give no samples and no gradient: all cells are then occupied again."""
-        if step % self.cfg.every == 0:
+        if self.due(step):
             self.phase = step // self.cfg.every % self.STRIDE
             self._update(self._cells(everywhere=step == 0), value)
             if not self.binaries.any():
@@ -98,4 +102,5 @@ class OccupancyGrid(OccGridEstimator, Sampler):
             )
             counts = torch.bincount(index, minlength=len(rays))
             return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)])), None
-        return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend), None
+        room = self.room if jitter is not None and self.backend == "warp" else 0
+        return march(rays, self.binaries, self.radius, step, jitter, backend=self.backend, room=room), None

@@ -106,13 +106,21 @@ def _march_cone(c: GridRays, binaries: Tensor, step: float, cone_angle: float) -
 
 @torch.no_grad()
 def march(
-    rays: Rays, binaries: Tensor, radius: float, step: float, jitter: Tensor | None = None, cone_angle: float = 0.0, backend: str = "torch"
+    rays: Rays,
+    binaries: Tensor,
+    radius: float,
+    step: float,
+    jitter: Tensor | None = None,
+    cone_angle: float = 0.0,
+    backend: str = "torch",
+    room: int = 0,
 ) -> Samples:
     """Intervals of R rays whose midpoints lie in occupied cells; no gradient.
 
     binaries [levels, res, res, res] bool, cells in x, y, z order; radius: half side of level 0; step: (least) length of an
     interval, in the same units as t; jitter [R] in [0, 1) shifts a ray's lattice by so many steps; cone_angle: intervals
-    at t are at least t * cone_angle long. Rays with near > far have no samples. Raises ValueError for a step <= 0.
+    at t are at least t * cone_angle long. Rays with near > far have no samples. room: a fixed number of samples, whatever is found
+    (`Samples.found`), so that nothing waits for the device; Warp alone. Raises ValueError for a step <= 0.
     """
     levels, res = binaries.shape[:2]
     if binaries.dtype != torch.bool or tuple(binaries.shape) != (levels, res, res, res):
@@ -126,5 +134,5 @@ def march(
     if backend == "warp":
         from models.march_warp import march_warp
 
-        return march_warp(c, binaries, step, cone_angle)
+        return march_warp(c, binaries, step, cone_angle, room)
     return _march_cone(c, binaries, step, cone_angle) if cone_angle > 0 else _march_constant(c, binaries, step)

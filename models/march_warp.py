@@ -106,9 +106,10 @@ def write(
     t_starts: wp.array(dtype=float), t_ends: wp.array(dtype=float), ray_indices: wp.array(dtype=wp.int64),
     i: wp.int64, t: float, t_next: float, ray: int,
 ):  # fmt: skip
-    t_starts[i] = t
-    t_ends[i] = t_next
-    ray_indices[i] = wp.int64(ray)
+    if i < wp.int64(t_starts.shape[0]):
+        t_starts[i] = t
+        t_ends[i] = t_next
+        ray_indices[i] = wp.int64(ray)
 
 
 @wp.kernel(module="unique", enable_backward=False, module_options=OPTIONS)
@@ -242,7 +243,7 @@ def _grid(binaries: Tensor, with_blocks: bool) -> tuple[Tensor, Tensor, Grid]:
     return cells.view(torch.uint8).view(-1), blocks.view(-1), grid
 
 
-def march_warp(c: GridRays, binaries: Tensor, step: float, cone_angle: float) -> Samples:
+def march_warp(c: GridRays, binaries: Tensor, step: float, cone_angle: float, room: int = 0) -> Samples:
     """Samples of rays (float32); `models.march.march` is the public entry."""
     device, n_rays, conical = binaries.device, len(c.end), cone_angle > 0
     cells, blocks, grid = _grid(binaries, not conical)
@@ -282,13 +283,14 @@ def march_warp(c: GridRays, binaries: Tensor, step: float, cone_angle: float) ->
 
         warp_launch.run([functools.partial(part, *edge) for edge in warp_launch.split(n_rays, device, 64)])
 
-    def room(size: int) -> tuple[Tensor, Tensor, Tensor]:
-        floats = torch.empty(2, size, device=device)
-        return floats[0], floats[1], torch.empty(size, dtype=torch.long, device=device)
+    def buffers(size: int) -> tuple[Tensor, Tensor, Tensor]:
+        make = torch.zeros if room else torch.empty
+        floats = make(2, size, device=device)
+        return floats[0], floats[1], make(size, dtype=torch.long, device=device)
 
-    sweep(0, *room(0))
+    sweep(0, *buffers(0))
     torch.cumsum(counts, 0, out=offsets[1:])
-    samples = room(int(offsets[-1]))
+    samples = buffers(room or int(offsets[-1]))
     if len(samples[0]):
         sweep(1, *samples)
-    return Samples(*samples, offsets)
+    return Samples(*samples, offsets.clamp(max=room), found=offsets[-1]) if room else Samples(*samples, offsets)

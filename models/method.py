@@ -61,6 +61,10 @@ class Sampler(nn.Module, ABC):
         """Share of the sphere in which samples are taken."""
         return 1.0
 
+    def due(self, step: int) -> bool:
+        """Whether `refresh` updates anything before this step."""
+        return False
+
     def refresh(self, step: int, value: Callable[[Tensor], Tensor]) -> None:
         """Update what the choice rests on, if anything; value: points [P, 3] -> occupancy [P] in [0, 1]."""
         return
@@ -129,12 +133,17 @@ class Method(nn.Module, ABC):
         """Refresh the sampler before training step `step`."""
         return
 
+    def hold(self, room: int) -> bool:
+        """From now on a training step has fixed shapes, with room for so many samples, and reads nothing back from the device, so that
+        it can be replayed as a CUDA graph. False: this method cannot."""
+        return False
+
     def own_groups(self, optim: Any) -> list[dict]:
         """Optimiser groups of parameters with a learning rate of their own; optim: `OptimConfig`."""
         return []
 
-    def stats(self, context: RenderContext) -> dict[str, float]:
-        """Figures for every line of the log."""
+    def stats(self, context: RenderContext) -> dict[str, Any]:
+        """Figures for every line of the log; after `hold` they may be tensors []."""
         return {"levels": context.levels}
 
     def maps(self, rays: Rays, render: Render, context: RenderContext, chunk: int) -> dict[str, Tensor]:

@@ -66,6 +66,9 @@ class NeROShape(NeuS):
     cfg: NeROConfig  # type: ignore[assignment]
     radiance: SplitSumShader
 
+    def hold(self, room: int) -> bool:
+        return False  # which samples are shaded is found out anew in each step
+
     def colour(
         self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor, context: RenderContext
     ) -> Tensor:

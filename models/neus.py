@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class NeuS(Method):
         self.sampler, self.background, self.composite_backend = sampler, background, composite_backend
         self.levels, self.steps = ramp(levels), step_lengths(cfg)
         self.min_inv_s, self.max_inv_s = ramp(cfg.variance.min_inv_s, log=True), ramp(cfg.variance.max_inv_s, log=True)
+        self.known_inv_s: float | None = None  # of the last refresh, where steps must not wait for the device (`hold`)
 
     # ------------------------------------------------------------------ schedules
 
@@ -67,16 +69,31 @@ class NeuS(Method):
     def anneal(self, progress: float) -> float:
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
 
+    def hold(self, room: int) -> bool:
+        """The sharpness is that of the last refresh of the occupancy grid where it decides lengths."""
+        if not (
+            isinstance(self.sampler, OccupancyGrid) and self.sampler.backend == self.composite_backend == "warp" and self.background is None
+        ):
+            return False
+        self.sampler.room = room
+        self.known_inv_s = float(self.variance().detach())
+        return True
+
     @torch.no_grad()
     def step_length(self, context: RenderContext) -> float:
         """Half the width over which the surface is smeared, between context.step and 5 % of the radius."""
         least = context.step
-        return float((0.5 / self.inv_s(context)).clamp(least, max(least, 0.05 * self.radius)))
+        most = max(least, 0.05 * self.radius)
+        if self.known_inv_s is not None and context.training:
+            return min(max(0.5 / self.known_inv_s, least), most)
+        return float((0.5 / self.inv_s(context)).clamp(least, most))
 
     @torch.no_grad()
     def before_step(self, step: int, context: RenderContext) -> None:
         """Refresh the occupancy grid with the density relative to that on the surface, within the margin of each point."""
         inv_s = self.inv_s(context)
+        if self.known_inv_s is not None and self.sampler.due(step):
+            self.known_inv_s = float(inv_s)
         reach = self.sampler.margin * self.sampler.cell if isinstance(self.sampler, OccupancyGrid) else 0.0
 
         def occupancy(x: Tensor) -> Tensor:
@@ -92,7 +109,8 @@ class NeuS(Method):
         """Render R rays over context.background, or over the learned background where there is one."""
         inv_s, length = self.inv_s(context), self.step_length(context)
         samples, _ = self.sampler.sample(rays, length, context.jitter, lambda x: self.sdf.sdf(x, context.levels))
-        if self.refine <= context.progress and self.refine < 1 and length * inv_s > LONG:
+        sharp = inv_s if self.known_inv_s is None or not context.training else self.known_inv_s
+        if self.refine <= context.progress and self.refine < 1 and length * sharp > LONG:
             samples = self.to_crossings(rays, samples, context.levels)
         index, t = samples.ray_indices, samples.t
         dirs = rays.dirs.index_select(0, index)
@@ -108,7 +126,7 @@ class NeuS(Method):
             alpha, colour = scale_gradient(t, alpha, colour)
 
         per_sample = torch.cat([colour, normal, t[:, None], torch.ones_like(colour[:, :1])], 1)
-        sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend)  # [R, 8], [S]
+        sums, weights = composite(alpha, per_sample, samples.offsets, index, EARLY_STOP, self.composite_backend, samples.found is not None)
         opacity = sums[:, 7].clamp(0, 1)
         rgb, background = self.composited(sums[:, :3], opacity, rays, context)
         render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
@@ -132,6 +150,12 @@ class NeuS(Method):
         if not len(samples):
             return samples
         index, start, end = samples.ray_indices, samples.t_starts, samples.t_ends
+        if samples.found is not None:  # fixed shapes: both ends of each
+            ray, t = torch.cat([index, index]), torch.cat([start, end])
+            sdf = self.sdf.sdf(rays.origins.index_select(0, ray) + rays.dirs.index_select(0, ray) * t[:, None], levels)
+            before, after = sdf.chunk(2)
+            share = torch.where((before > 0) & (after < 0), before / (before - after), 0.5)
+            return replace(samples, at=start + (end - start) * share)
         last = torch.ones_like(index, dtype=torch.bool)  # of a run of adjoining intervals, whose ends are the next one's starts
         last[:-1] = (index[1:] != index[:-1]) | ((start[1:] - end[:-1]).abs() > 1e-6)
         ray, t = torch.cat([index, index[last]]), torch.cat([start, end[last]])
@@ -170,8 +194,9 @@ class NeuS(Method):
     def own_groups(self, optim) -> list[dict]:
         return [{"name": "variance", "params": list(self.variance.parameters()), "lr": optim.lr_variance, "weight_decay": 0.0}]
 
-    def stats(self, context: RenderContext) -> dict[str, float]:
-        return {"levels": context.levels, "inv_s": float(self.inv_s(context).detach())}
+    def stats(self, context: RenderContext) -> dict[str, Any]:
+        inv_s = self.inv_s(context).detach()
+        return {"levels": context.levels, "inv_s": float(inv_s) if self.known_inv_s is None else inv_s}
 
     def diagnosis(self) -> str:
         return f"inv_s {float(self.variance(self.max_inv_s(1.0), self.min_inv_s(1.0)).detach()):.0f}, occupied {self.sampler.share:.2%}"

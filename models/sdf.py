@@ -132,7 +132,7 @@ class SDFNetwork(nn.Module):
         from encoder import hashgrid_warp
         from models import sdf_cpu
 
-        assert isinstance(self.encoding, HashGrid)
+        assert isinstance(self.encoding, HashGrid) and isinstance(self.layers[0], nn.Linear)
         y, _ = hashgrid_warp.forward(
             (x / (2 * self.radius) + 0.5).contiguous(), self.encoding.table, self.encoding.spec, int(n_levels), False
         )

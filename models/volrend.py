@@ -27,11 +27,14 @@ class _Padded:
         return padded.reshape(-1).index_select(0, self.slot)
 
 
-def _check(offsets: Tensor, *packed: Tensor) -> None:
+def _check(offsets: Tensor, *packed: Tensor, partial: bool = False) -> None:
+    """partial: entries behind the last ray's belong to none (`Samples.found`)."""
     size = len(packed[0])
     if any(len(p) != size for p in packed):
         raise ValueError(f"packed tensors differ in length: {[len(p) for p in packed]}")
-    if offsets.device.type == "cpu" and (len(offsets) == 0 or int(offsets[-1]) != size):  # on CUDA this would wait for the device
+    if offsets.device.type == "cpu" and (
+        len(offsets) == 0 or int(offsets[-1]) > size or (int(offsets[-1]) < size and not partial)
+    ):  # on CUDA this would wait for the device
         raise ValueError(f"offsets end at {int(offsets[-1]) if len(offsets) else 'nothing'}, expected the {size} samples")
 
 
@@ -105,13 +108,20 @@ def accumulate(weights: Tensor, values: Tensor | None, offsets: Tensor, ray_indi
 
 
 def composite(
-    alpha: Tensor, values: Tensor, offsets: Tensor, ray_indices: Tensor, early_stop: float = 0.0, backend: str = "torch"
+    alpha: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    ray_indices: Tensor,
+    early_stop: float = 0.0,
+    backend: str = "torch",
+    partial: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(sums [R, C] of weight times value over each ray, weights [S]) of opacities alpha [S] and values [S, C].
 
-    `weights_from_alpha`, then `accumulate`; Warp does both in one walk along the ray.
+    `weights_from_alpha`, then `accumulate`; Warp does both in one walk along the ray. partial: entries behind the last ray's belong
+    to none and weigh 0 (Warp alone).
     """
-    _check(offsets, alpha, values, ray_indices)
+    _check(offsets, alpha, values, ray_indices, partial=partial)
     if backend == "warp" and len(alpha):
         from models.volrend_warp import Composite
 
@@ -129,12 +139,12 @@ def _distortion_torch(weights: Tensor, mids: Tensor, lengths: Tensor, offsets: T
     return (2 * w * before + w * w * rays.pad(lengths) / 3).sum(1)
 
 
-def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, backend: str = "torch") -> Tensor:
+def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, backend: str = "torch", partial: bool = False) -> Tensor:
     """Distortion of each ray [R]: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, m the midpoints.
 
     In units of t (Barron et al., mip-NeRF 360, 2022, divide t by the ray's span first).
     """
-    _check(offsets, weights, t_starts, t_ends)
+    _check(offsets, weights, t_starts, t_ends, partial=partial)
     mids, lengths = (t_starts + t_ends) / 2, t_ends - t_starts
     if not len(weights):
         return (weights * mids * lengths).sum() + weights.new_zeros(len(offsets) - 1)  # zeros that still know their inputs

@@ -246,7 +246,7 @@ class TransmittanceWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, offsets: Tensor, early_stop: float, optical: bool) -> tuple[Tensor, Tensor]:
-        weights, trans = torch.empty_like(x), torch.empty_like(x)
+        weights, trans = torch.zeros_like(x), torch.zeros_like(x)
         _over_rays(_weights, [_f(x), _i(offsets), early_stop, int(optical)], [_f(weights), _f(trans)], offsets, len(x))
         ctx.save_for_backward(x, trans, offsets)
         ctx.set_materialize_grads(False)
@@ -257,7 +257,7 @@ class TransmittanceWeights(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_weights: Tensor | None, d_trans: Tensor | None):
         x, trans, offsets = ctx.saved_tensors
-        d_x, none = torch.empty_like(x), x.new_empty(0)
+        d_x, none = torch.zeros_like(x), x.new_empty(0)
         gradients = [_f(none if d is None else d.contiguous()) for d in (d_weights, d_trans)]
         _over_rays(_weights_backward, [_f(x), _f(trans), _i(offsets), *ctx.options, *gradients], [_f(d_x)], offsets, len(x))
         return d_x, None, None, None
@@ -281,7 +281,7 @@ class Accumulate(torch.autograd.Function):
     def backward(ctx, d_out: Tensor):
         weights, values, offsets = ctx.saved_tensors
         needed = ctx.needs_input_grad[1] and not ctx.ones
-        d_weights, d_values = torch.empty_like(weights), values.new_empty(values.shape if needed else (0, values.shape[1]))
+        d_weights, d_values = torch.zeros_like(weights), values.new_zeros(values.shape if needed else (0, values.shape[1]))
         kernel, vec = accumulators(values.shape[1])[1], _vec(values.shape[1])
         inputs = [_f(weights), vec(values), ctx.ones, _i(offsets), vec(d_out.contiguous())]
         _over_rays(kernel, inputs, [_f(d_weights), vec(d_values)], offsets, len(weights))
@@ -294,7 +294,7 @@ class Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, alphas: Tensor, values: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
         out = values.new_empty(len(offsets) - 1, values.shape[1])
-        weights, trans = torch.empty_like(alphas), torch.empty_like(alphas)
+        weights, trans = torch.zeros_like(alphas), torch.zeros_like(alphas)
         kernel, vec = compositors(values.shape[1])[0], _vec(values.shape[1])
         _over_rays(kernel, [_f(alphas), vec(values), _i(offsets), early_stop], [vec(out), _f(weights), _f(trans)], offsets, len(alphas))
         ctx.save_for_backward(alphas, values, trans, offsets)
@@ -309,7 +309,7 @@ class Composite(torch.autograd.Function):
         channels = values.shape[1]
         d_out = values.new_zeros(len(offsets) - 1, channels) if d_out is None else d_out.contiguous()
         d_weights = alphas.new_empty(0) if d_weights is None else d_weights.contiguous()
-        d_alphas, d_values = torch.empty_like(alphas), values.new_empty(values.shape if ctx.needs_input_grad[1] else (0, channels))
+        d_alphas, d_values = torch.zeros_like(alphas), values.new_zeros(values.shape if ctx.needs_input_grad[1] else (0, channels))
         kernel, vec = compositors(channels)[1], _vec(channels)
         inputs = [_f(alphas), vec(values), _f(trans), _i(offsets), ctx.early_stop, vec(d_out), _f(d_weights)]
         _over_rays(kernel, inputs, [_f(d_alphas), vec(d_values)], offsets, len(alphas))
@@ -331,7 +331,7 @@ class Distortion(torch.autograd.Function):
     def backward(ctx, d_out: Tensor):
         weights, mids, lengths, offsets = ctx.saved_tensors
         size = len(weights) if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0
-        d_weights, d_mids, d_lengths = torch.empty_like(weights), weights.new_empty(size), weights.new_empty(size)
+        d_weights, d_mids, d_lengths = torch.zeros_like(weights), weights.new_zeros(size), weights.new_zeros(size)
         inputs = [_f(weights), _f(mids), _f(lengths), _i(offsets), _f(d_out.contiguous())]
         _over_rays(_distortion_backward, inputs, [_f(d_weights), _f(d_mids), _f(d_lengths)], offsets, len(weights))
         return d_weights, *((d_mids, d_lengths) if size else (None, None)), None

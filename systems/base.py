@@ -43,7 +43,7 @@ def picture_background(cfg: Config, scene: Scene) -> Tensor:
 class RaySystem:
     """Binds a `Method` to its losses and optimiser groups.
 
-    stats: figures of the last `losses` call (samples, rays, ...), for the log and the ray count.
+    stats: figures of the last `losses` call (samples, rays, ...), for the log and the ray count; tensors [] after `hold`.
     """
 
     def __init__(self, model: Method, cfg: Config, device: torch.device):
@@ -51,7 +51,8 @@ class RaySystem:
         self.weights = {name: ramp(getattr(cfg.loss, name)) for name in loss_weights()}
         if not (cfg.dataset.apply_mask or cfg.model.background == "learned"):
             self.weights["mask"] = ramp(0.0)  # masks are not to be used; with a learned background loss.mask uses them
-        self.stats: dict[str, float] = {}
+        self.stats: dict[str, Any] = {}
+        self.held = False
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -83,6 +84,11 @@ class RaySystem:
         return found
 
     # ------------------------------------------------------------------ training
+
+    def hold(self, room: int) -> bool:
+        """`Method.hold`: training steps of fixed shapes; False where the method cannot."""
+        self.held = self.model.hold(room)
+        return self.held
 
     def param_groups(self) -> list[dict]:
         """Groups for AdamW, each with the learning rate it starts from; hash tables are updated lazily."""
@@ -119,6 +125,11 @@ class RaySystem:
         output = self.model.render(batch.rays, context)
         if appearance is not None:
             output = replace(output, render=self.photographed(output.render, batch.view, background))
+        cut = None if output.samples is None else output.samples.cut
+        if cut is not None:  # a ray that lost samples teaches nothing
+            truth = torch.where(cut[:, None], output.render.rgb.detach(), truth)
+            mask = None if batch.mask is None else torch.where(cut, output.render.opacity.detach(), batch.mask)
+            batch = replace(batch, mask=mask)
         terms = weighted_terms(LossInputs(batch, truth, output, self.model, self.cfg.loss, context), weight)
         self._note(output, truth, context)
         return terms
@@ -151,9 +162,12 @@ class RaySystem:
     @torch.no_grad()
     def _note(self, output: RenderOutput, truth: Tensor, context: RenderContext) -> None:
         n = len(truth)
-        samples = n if output.samples is None else len(output.samples)
+        samples: Any = n if output.samples is None else len(output.samples)
+        if output.samples is not None and output.samples.found is not None:
+            samples = output.samples.found
+        psnr = -10 * torch.log10(((output.render.rgb - truth) ** 2).mean().clamp(min=1e-10))
         self.stats = {
-            "psnr": float(-10 * torch.log10(((output.render.rgb - truth) ** 2).mean().clamp(min=1e-10))),
+            "psnr": psnr if self.held else float(psnr),
             "rays": n,
             "samples": samples + (0 if output.background is None else output.background.weights.numel()),
             "samples_per_ray": samples / max(n, 1),

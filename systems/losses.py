@@ -95,25 +95,32 @@ def opaque(opacity: Tensor, eps: float = 1e-3) -> Tensor:
 # ------------------------------------------------------------------ geometry
 
 
-def eikonal(grad: Tensor) -> Tensor:
+def mean_of(values: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean of values [P]; real [P] bool: of these alone. 0 of none."""
+    if real is None:
+        return values.mean() if len(values) else values.sum()
+    return torch.where(real, values, 0).sum() / real.sum().clamp(min=1)
+
+
+def eikonal(grad: Tensor, real: Tensor | None = None) -> Tensor:
     """(|grad sdf| - 1)^2 over points [S, 3]: keeps the field a distance (Gropp et al., IGR, 2020)."""
-    return ((grad.norm(dim=-1) - 1) ** 2).mean() if len(grad) else grad.sum()
+    return mean_of((grad.norm(dim=-1) - 1) ** 2, real)
 
 
-def curvature(normal: Tensor, normal_near: Tensor) -> Tensor:
+def curvature(normal: Tensor, normal_near: Tensor, real: Tensor | None = None) -> Tensor:
     """Change of unit normals [P, 3] over a small step along the surface, as 1 - cosine (after PermutoSDF, 2023)."""
     _same(normal, normal_near)
-    return (1 - (normal * normal_near).sum(-1)).mean() if len(normal) else normal.sum()
+    return mean_of(1 - (normal * normal_near).sum(-1), real)
 
 
-def bending(laplacian: Tensor, eps: float) -> Tensor:
+def bending(laplacian: Tensor, eps: float, real: Tensor | None = None) -> Tensor:
     """Mean |Laplacian| [S] times eps, the step of the differences: falls as levels open (after Neuralangelo, 2023)."""
-    return laplacian.abs().mean() * eps if len(laplacian) else laplacian.sum()
+    return mean_of(laplacian.abs(), real) * eps
 
 
-def sparsity(sdf: Tensor, scale: float) -> Tensor:
+def sparsity(sdf: Tensor, scale: float, real: Tensor | None = None) -> Tensor:
     """Mean exp(-scale |sdf|) over points [P]: removes surfaces outside every view (SparseNeuS, 2022)."""
-    return torch.exp(-scale * sdf.abs()).mean() if len(sdf) else sdf.sum()
+    return mean_of(torch.exp(-scale * sdf.abs()), real)
 
 
 def occlusion(predicted: Tensor, marched: Tensor) -> Tensor:
@@ -140,7 +147,15 @@ def _eikonal(e: LossInputs) -> Tensor | None:
     field, extra = e.output.field, e.output.extra
     if field is None:
         return None
-    return eikonal(torch.cat([field.grad] + ([extra.grad] if extra is not None else [])))
+    real = _real(e)
+    if real is not None and extra is not None:
+        real = torch.cat([real, torch.ones_like(extra.sdf, dtype=torch.bool)])
+    return eikonal(torch.cat([field.grad] + ([extra.grad] if extra is not None else [])), real)
+
+
+def _real(e: LossInputs) -> Tensor | None:
+    """[S] bool, the entries of the samples that are samples; None: all."""
+    return None if e.output.samples is None else e.output.samples.real
 
 
 def _curvature(e: LossInputs) -> Tensor | None:
@@ -149,7 +164,7 @@ def _curvature(e: LossInputs) -> Tensor | None:
     if field is None or samples is None:
         return None
     if field.laplacian is not None:
-        return bending(field.laplacian, field.eps)
+        return bending(field.laplacian, field.eps, _real(e))
     n, device = len(samples), field.sdf.device
     pick = torch.randperm(n, device=device)[: max(1, n // 8)] if n else torch.empty(0, dtype=torch.long, device=device)
     index = samples.ray_indices[pick]
@@ -157,18 +172,23 @@ def _curvature(e: LossInputs) -> Tensor | None:
     normal = F.normalize(field.grad[pick], dim=-1, eps=1e-6)
     tangent = torch.cross(normal, F.normalize(torch.randn_like(normal), dim=-1), dim=-1).detach()
     near = e.model.field_at(points + tangent * e.context.step, e.context)
-    return curvature(normal, F.normalize(near.grad, dim=-1, eps=1e-6))
+    real = _real(e)
+    return curvature(normal, F.normalize(near.grad, dim=-1, eps=1e-6), None if real is None else real[pick])
 
 
 def _sparsity(e: LossInputs) -> Tensor | None:
-    field = e.output.extra or e.output.field
-    return None if field is None else sparsity(field.sdf, e.cfg.sparsity_scale)
+    if e.output.extra is not None:
+        return sparsity(e.output.extra.sdf, e.cfg.sparsity_scale)
+    return None if e.output.field is None else sparsity(e.output.field.sdf, e.cfg.sparsity_scale, _real(e))
 
 
 def _points(e: LossInputs) -> Tensor | None:
     if e.batch.points is None:
         return None
-    inside = e.batch.points[e.batch.points.norm(dim=-1) < e.model.radius]
+    within = e.batch.points.norm(dim=-1) < e.model.radius
+    if _real(e) is not None:  # fixed shapes
+        return mean_of(e.model.sdf_at(e.batch.points, e.context).abs(), within)
+    inside = e.batch.points[within]
     return e.model.sdf_at(inside, e.context).abs().mean() if len(inside) else None
 
 
@@ -176,7 +196,7 @@ def _distortion(e: LossInputs) -> Tensor | None:
     s, weights, rays = e.output.samples, e.output.weights, e.batch.rays
     if s is None or weights is None:
         return None
-    each = packed_distortion(weights, s.t_starts, s.t_ends, s.offsets, backend=e.model.composite_backend)
+    each = packed_distortion(weights, s.t_starts, s.t_ends, s.offsets, backend=e.model.composite_backend, partial=s.found is not None)
     return (each / (rays.far - rays.near).clamp(min=1e-3)).mean()
 
 

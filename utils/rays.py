@@ -99,9 +99,21 @@ class Samples:
     ray_indices: Tensor  # [S] int64
     offsets: Tensor  # [R + 1] int64
     at: Tensor | None = None  # [S] where in the intervals the field is evaluated; by default in the middle
+    found: Tensor | None = None  # [] int64: of a fixed room S, how many intervals there are; those that do not fit are lost,
+    # what is left over has length 0 and belongs to no ray. None: all S
 
     def __post_init__(self) -> None:
         _check(self, t_starts=("S",), t_ends=("S",), ray_indices=("S",), offsets=(None,), at=("S",))
+
+    @property
+    def real(self) -> Tensor | None:
+        """[S] bool, whether an entry is an interval; None: all are."""
+        return None if self.found is None else torch.arange(len(self), device=self.t_starts.device) < self.found
+
+    @property
+    def cut(self) -> Tensor | None:
+        """[R] bool, the rays that lost intervals to a full room; None: none."""
+        return None if self.found is None else self.offsets[1:] >= len(self)
 
     @property
     def t(self) -> Tensor:
