@@ -11,8 +11,8 @@ import warp as wp
 LATTICE = r"""
     constexpr int F = %(features)d, B = 128;
     alignas(64) int row[8][B];
-    alignas(64) float w[3][B], s[3][B];
-    auto locate = [&](int i, int m) {  // rows of the 8 corners, interpolation weights and their slopes of points i to i + m
+    alignas(64) float w[3][B], s[3][B], curve[3][B];
+    auto locate = [&](int i, int m) {  // rows of the 8 corners; interpolation weights, their slopes and curvatures
         alignas(64) int cell[3][B];
         for (int c = 0; c < 3; ++c) {
             #pragma clang loop vectorize(enable)
@@ -25,6 +25,7 @@ LATTICE = r"""
                 cell[c][p] = whole;
                 w[c][p] = smooth ? f * f * (3.0f - 2.0f * f) : f;
                 s[c][p] = scale * (smooth ? 6.0f * f * (1.0f - f) : 1.0f);
+                curve[c][p] = scale * scale * (6.0f - 12.0f * f);  // of a smooth grid
             }
         }
         if (dense) {
@@ -133,10 +134,54 @@ SCATTER = r"""
     }
 """
 
+BEND = r"""
+    const float* __restrict X = (const float*)x.data;
+    const float* __restrict T = (const float*)table.data;
+    const float* __restrict G = g_y.data;
+    const float* __restrict H = (const float*)h.data;
+    float* __restrict O = (float*)out.data;
+%(lattice)s
+    alignas(64) float corner[8][B][F], c[8][B];
+    for (int i = begin; i < stop; i += B) {
+        const int m = stop - i < B ? stop - i : B;
+        locate(i, m);
+        for (int k = 0; k < 8; ++k) {
+            #pragma clang loop vectorize(disable)
+            for (int p = 0; p < m; ++p) __builtin_memcpy(corner[k][p], T + (size_t)row[k][p] * F, sizeof(float) * F);
+        }
+        for (int k = 0; k < 8; ++k)
+            for (int f = 0; f < F; ++f) {
+                const float* __restrict g = G + (size_t)(level * F + f) * n + i;
+                #pragma clang loop vectorize(enable)
+                for (int p = 0; p < m; ++p) c[k][p] = (f ? c[k][p] : 0.0f) + corner[k][p][f] * g[p];
+            }
+        #pragma clang loop vectorize(enable)
+        for (int p = 0; p < m; ++p) {
+            float wx = w[0][p], wy = w[1][p], wz = w[2][p], sx = s[0][p], sy = s[1][p], sz = s[2][p];
+            float x00 = c[1][p] - c[0][p], x10 = c[3][p] - c[2][p], x01 = c[5][p] - c[4][p], x11 = c[7][p] - c[6][p];
+            float u = x00 + (x10 - x00) * wy, v = x01 + (x11 - x01) * wy;
+            float y0 = (c[2][p] - c[0][p]) + (x10 - x00) * wx, y1 = (c[6][p] - c[4][p]) + (x11 - x01) * wx;
+            float xy = ((x10 - x00) + ((x11 - x01) - (x10 - x00)) * wz) * (sx * sy), xz = (v - u) * (sx * sz), yz = (y1 - y0) * (sy * sz);
+            float xx = 0.0f, yy = 0.0f, zz = 0.0f;
+            if (smooth) {
+                float z = (c[4][p] + x01 * wx + y1 * wy) - (c[0][p] + x00 * wx + y0 * wy);
+                xx = (u + (v - u) * wz) * curve[0][p];
+                yy = (y0 + (y1 - y0) * wz) * curve[1][p];
+                zz = z * curve[2][p];
+            }
+            size_t at = (size_t)3 * (i + p);
+            float a = H[at], b = H[at + 1], d = H[at + 2];
+            O[at] += xx * a + xy * b + xz * d;
+            O[at + 1] += xy * a + yy * b + yz * d;
+            O[at + 2] += xz * a + yz * b + zz * d;
+        }
+    }
+"""
+
 
 @functools.cache
 def kernels(n_features: int) -> tuple:
-    """(forward, scatter) for F features a level in float32: one launch a level and part."""
+    """(forward, scatter, bend) for F features a level in float32."""
     vec = wp.types.vector(length=n_features, dtype=wp.float32)
     lattice = LATTICE % {"features": n_features}
 
@@ -174,4 +219,21 @@ def kernels(n_features: int) -> tuple:
             use_value, d_y, use_slope, d_x, g_y, out,
         )  # fmt: skip
 
-    return forward, scatter
+    @wp.func_native(BEND % {"lattice": lattice})
+    def second(
+        x: wp.array(dtype=wp.vec3), table: wp.array(dtype=vec), level: int, scale: float, res: int, rows: int, offset: int, dense: int,
+        smooth: int, begin: int, stop: int, n: int, h: wp.array(dtype=wp.vec3), g_y: wp.array2d(dtype=float), out: wp.array(dtype=wp.vec3),
+    ): ...  # fmt: skip
+
+    @wp.kernel(module="unique", enable_backward=False)
+    def bend(
+        x: wp.array(dtype=wp.vec3), table: wp.array(dtype=vec), scales: wp.array(dtype=float), shape: wp.array2d(dtype=int),
+        smooth: int, begin: int, stop: int, n_levels: int, h: wp.array(dtype=wp.vec3), g_y: wp.array2d(dtype=float), out: wp.array(dtype=wp.vec3),
+    ):  # fmt: skip
+        for level in range(n_levels):
+            second(
+                x, table, level, scales[level], shape[level, 0], shape[level, 1], shape[level, 2], shape[level, 3],
+                smooth, begin, stop, g_y.shape[1], h, g_y, out,
+            )  # fmt: skip
+
+    return forward, scatter, bend

@@ -347,7 +347,8 @@ def bend(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, h: Tensor,
     out = torch.zeros(n, 3, device=x.device)
     if n and n_levels:
         table = table.half() if spec.half else table
-        _, _, kernel = kernels(spec.n_features, spec.half)
+        native = x.device.type == "cpu" and not spec.half
+        kernel = hashgrid_cpu.kernels(spec.n_features)[2] if native else kernels(spec.n_features, spec.half)[2]
         store = wp.types.vector(length=spec.n_features, dtype=wp.float16 if spec.half else wp.float32)
         scales, shape = _shape(spec, x.device)
         fixed = [warp_launch.array(x, wp.vec3), warp_launch.array(table, store), warp_launch.array(scales, wp.float32)]
@@ -355,6 +356,9 @@ def bend(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, h: Tensor,
         tail = [n_levels, warp_launch.array(h, wp.vec3), warp_launch.array(g_y, wp.float32), warp_launch.array(out, wp.vec3)]
 
         def part(start: int, stop: int) -> None:
+            if native:
+                warp_launch.launch(kernel, 1, [*fixed, start, stop, *tail], x.device)
+                return
             run = 1 if x.device.type == "cuda" else 1024
             warp_launch.launch(kernel, -(-(stop - start) // run), [*fixed, start, stop, run, *tail], x.device)
 

@@ -104,11 +104,19 @@ BACKWARD = r"""
         outer(d_h, in, H, K, total_w0, K);
         product(W0, 1, K, nullptr, K, H, d_h, u);
         for (int k = 0; k < E; ++k) {
+            const float* __restrict more = d_seen.data + (size_t)k * n + i;
             float* __restrict to = d_y.data + (size_t)k * n + i;
-            for (int t = 0; t < m; ++t) to[t] = u[(size_t)(3 + k) * P + t];
+            float* __restrict d = u + (size_t)(3 + k) * P;
+            if (seen)
+                for (int t = 0; t < m; ++t) d[t] += more[t];
+            for (int t = 0; t < m; ++t) to[t] = d[t];
+            for (int c = 0; c < 3 && want_x; ++c) {
+                const float* __restrict slope = J + (size_t)(3 * k + c) * n + i;
+                for (int t = 0; t < m; ++t) u[c * P + t] += half * d[t] * slope[t];
+            }
         }
         float* __restrict to = (float*)d_x.data;
-        for (int c = 0; c < 3; ++c)
+        for (int c = 0; c < 3 && want_x; ++c)
             for (int t = 0; t < m; ++t) to[(size_t)3 * (i + t) + c] = u[c * P + t];
     }
 """
@@ -135,16 +143,17 @@ def kernels() -> tuple:
     @wp.func_native(native.PRODUCTS + native.ACTIVATE + START + BACKWARD)
     def run_backward(
         x: vec, y: f2, jac: f3, w0: f2, b0: f1, w1: f2, activation: int, radius: float, begin: int, stop: int, part: int, scratch: f2,
-        d_out: f2, d_grad: vec, d_w0: f3, d_b0: f2, d_w1: f3, d_b1: f2, d_y: f2, d_x: vec,
+        d_out: f2, d_grad: vec, seen: int, d_seen: f2, want_x: int, d_w0: f3, d_b0: f2, d_w1: f3, d_b1: f2, d_y: f2, d_x: vec,
     ): ...  # fmt: skip
 
     @wp.kernel(module="unique", enable_backward=False)
     def backward(
         x: vec, y: f2, jac: f3, w0: f2, b0: f1, w1: f2, activation: int, radius: float, begin: int, stop: int, part: int, scratch: f2,
-        d_out: f2, d_grad: vec, d_w0: f3, d_b0: f2, d_w1: f3, d_b1: f2, d_y: f2, d_x: vec,
+        d_out: f2, d_grad: vec, seen: int, d_seen: f2, want_x: int, d_w0: f3, d_b0: f2, d_w1: f3, d_b1: f2, d_y: f2, d_x: vec,
     ):  # fmt: skip
         run_backward(
-            x, y, jac, w0, b0, w1, activation, radius, begin, stop, part, scratch, d_out, d_grad, d_w0, d_b0, d_w1, d_b1, d_y, d_x
+            x, y, jac, w0, b0, w1, activation, radius, begin, stop, part, scratch, d_out, d_grad,
+            seen, d_seen, want_x, d_w0, d_b0, d_w1, d_b1, d_y, d_x,
         )  # fmt: skip
 
     return forward, backward
@@ -181,17 +190,23 @@ def values(x: Tensor, y: Tensor, weights: tuple[Tensor, ...], activation: str) -
 
 
 def backward(
-    x: Tensor, y: Tensor, jac: Tensor, weights: tuple[Tensor, ...], activation: str, radius: float, d_out: Tensor, d_grad: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """(gradients of the weights, of the encoding [E, S], of the points by the first layer [S, 3]) from those of out and grad."""
+    x: Tensor, y: Tensor, jac: Tensor, weights: tuple[Tensor, ...], activation: str, radius: float,
+    d_out: Tensor, d_grad: Tensor, d_seen: Tensor | None = None, want_x: bool = True,
+) -> tuple[list[Tensor], Tensor, Tensor | None]:  # fmt: skip
+    """(gradients of the weights; of the encoding [E, S]; of the points [S, 3], but for the encoding's second derivative).
+
+    From those of out [S, 1 + F], grad [S, 3], and, where it is used elsewhere, of the encoding itself [E, S].
+    """
     n, (w0, _, w1, _) = len(x), weights
     sums = [torch.zeros(native.parts(n), *w.shape) for w in weights]
-    d_y, d_x = torch.empty_like(y), torch.empty(n, 3)
+    nothing = torch.empty(0, 0)
+    d_y, d_x = torch.empty_like(y), torch.empty(n if want_x else 0, 3)
     head = [*_inputs(x, y, jac), *_weights(weights[:3]), native.ACTIVATIONS[activation], radius]
     tail = [warp_launch.array(d_out.contiguous(), wp.float32), warp_launch.array(d_grad.contiguous(), wp.vec3)]
+    tail += [int(d_seen is not None), warp_launch.array(nothing if d_seen is None else d_seen.contiguous(), wp.float32), int(want_x)]
     tail += [warp_launch.array(t, wp.float32) for t in (*sums, d_y)] + [warp_launch.array(d_x, wp.vec3)]
     native.run(kernels()[1], head, tail, n, 2 * w0.shape[1] + 5 * len(w0) + len(w1))
-    return [t.sum(0) for t in sums], d_y, d_x
+    return [t.sum(0) for t in sums], d_y, d_x if want_x else None
 
 
 def _inputs(x: Tensor, y: Tensor, jac: Tensor) -> list:

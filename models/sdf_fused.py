@@ -7,8 +7,6 @@ and written once backward (and read once more where the points need a gradient: 
 `SDFNetwork.forward_torch` is the twin.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -65,8 +63,9 @@ class FusedSDF(torch.autograd.Function):
         n = ctx.depth
         if not n:
             d_out = x.new_zeros(len(x), len(rest[-1])) if d_out is None else d_out
-            d_w, d_y, d_first = sdf_cpu.backward(x, y, jac, tuple(rest), ctx.activation, ctx.radius, d_out, d_grad)
-            return FusedSDF._inputs(ctx, unit, jac, g_y, table, h, d_y, d_seen, lambda: d_first, d_w)
+            need = ctx.needs_input_grad[0]
+            d_w, d_y, d_x = sdf_cpu.backward(x, y, jac, tuple(rest), ctx.activation, ctx.radius, d_out, d_grad, d_seen, need)
+            return FusedSDF._inputs(ctx, unit, g_y, table, h, d_y, d_x, d_w)
         values, slopes, chain, weights = rest[:n], rest[n : 2 * n], rest[2 * n : 4 * n], rest[4 * n :]
         v, p = chain[0::2], chain[1::2]
         w = weights[0::2]
@@ -101,20 +100,20 @@ class FusedSDF(torch.autograd.Function):
                 d_a = d_h @ w[k]
         d_w[0][:, :3] += d_h.T @ x
         d_w[0][:, 3:] += (y @ d_h).T
-        return FusedSDF._inputs(ctx, unit, jac, g_y, table, h, w[0][:, 3:].T @ d_h.T, d_seen, lambda: d_h @ w[0][:, :3], d_w)
-
-    @staticmethod
-    def _inputs(
-        ctx, unit: Tensor, jac: Tensor, g_y: Tensor, table: Tensor, h: Tensor, d_y: Tensor, d_seen: Tensor | None,
-        direct: Callable[[], Tensor], d_w: list[Tensor],
-    ) -> tuple:  # fmt: skip
-        """Gradients of the inputs, from d_y [L * F, S] of the encoding, h [S, 3] of its slope; direct: of the points by the first layer."""
+        d_y = w[0][:, 3:].T @ d_h.T
         if d_seen is not None:
             d_y += d_seen
-        d_table = d_x = None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = hashgrid_warp.jac_left(jac, d_y).mul_(1 / (2 * ctx.radius)).addmm_(d_h, w[0][:, :3])
+        return FusedSDF._inputs(ctx, unit, g_y, table, h, d_y, d_x, d_w)
+
+    @staticmethod
+    def _inputs(ctx, unit: Tensor, g_y: Tensor, table: Tensor, h: Tensor, d_y: Tensor, d_x: Tensor | None, d_w: list[Tensor]) -> tuple:
+        """Gradients of the inputs, from d_y [L * F, S] of the encoding, h [S, 3] of its slope, d_x [S, 3] but for its second derivative."""
+        d_table = None
         if ctx.needs_input_grad[1]:
             d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
-        if ctx.needs_input_grad[0]:
-            d_unit = hashgrid_warp.jac_left(jac, d_y).add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y))
-            d_x = d_unit.mul_(1 / (2 * ctx.radius)).add_(direct())
+        if d_x is not None:
+            d_x.add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y), alpha=1 / (2 * ctx.radius))
         return d_x, d_table, None, None, None, None, *d_w
