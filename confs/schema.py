@@ -112,8 +112,8 @@ class OptimConfig:
     lr_grid: float = 0.01  # hash table
     lr_background: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
-    lr_pose: Any = field(default_factory=lambda: [0.0004, 0.00001, 0.2, 0.9])  # model.pose: radians and radii a step, a geometric schedule
-    pose_begin: float = 0.05  # progress from which cameras are refined; before it the surface says little about them
+    lr_pose: Any = field(default_factory=lambda: [0.0001, 0.000003, 0.25, 0.9])  # model.pose: radians and radii a step, a geometric schedule
+    pose_begin: float = 0.25  # progress from which cameras are refined; before it the surface says little about them
     lr_appearance: float = 0.002  # model.appearance
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
