@@ -26,7 +26,16 @@ def rows_of(n_levels: int, base: int, growth: float, log2_size: int) -> list[int
     return rows
 
 
-GRIDS = [(16, 19, 16, 2048), (14, 18, 16, 1024), (5, 17, 16, 128), (5, 17, 16, 256), (6, 12, 4, 64), (8, 19, 16, 2048), (4, 10, 4, 32)]
+GRIDS = [
+    (16, 19, 16, 2048),
+    (14, 18, 16, 1024),
+    (5, 17, 16, 128),
+    (5, 17, 16, 256),
+    (6, 12, 4, 64),
+    (8, 19, 16, 2048),
+    (4, 10, 4, 32),
+    (6, 19, 16, 64),
+]
 
 
 @pytest.mark.parametrize(("n_levels", "log2_size", "base", "top"), GRIDS)
