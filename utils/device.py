@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,11 +100,22 @@ def _nerfacc_lacks() -> str:
     absent = [tool for tool in tools if shutil.which(tool) is None]
     if absent:
         return f"nerfacc compiles its CUDA kernels at first use, and there is no {' and no '.join(absent)} on PATH"
-    log.info(
-        "nerfacc: loading its CUDA kernels; nvcc compiles them the first time, which takes minutes (if it never ends, an earlier "
-        "build was interrupted: remove nerfacc_cuda/ from ~/.cache/torch_extensions)"
-    )
+    if not nerfacc_compiled():
+        log.info(
+            "nerfacc: nvcc compiles its CUDA kernels, once, which takes minutes (if it never ends, an earlier build was interrupted: "
+            "remove nerfacc_cuda from ~/.cache/torch_extensions)"
+        )
     return ""
+
+
+def nerfacc_compiled() -> bool:
+    """Whether nerfacc's CUDA kernels lie ready, so that loading them takes seconds."""
+    if importlib.util.find_spec("nerfacc.csrc") is not None:
+        return True
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    return any(any(root.glob(pattern)) for pattern in ("nerfacc_cuda/*.so", "*/nerfacc_cuda/*.so"))
 
 
 def choose(operation: str, wanted: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -147,11 +147,11 @@ GROUPS = {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite":
 HEAPS = {"stock": ", as PyTorch comes", "kept": ", as the program runs"}
 
 
-def measure(runs: Runs, repeat: int, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
-    """(median milliseconds of each column, why the others did not run); slow ones run less often."""
+def measure(runs: Runs, repeat: int, device: torch.device, without: Sequence[str] = ()) -> tuple[dict[str, float], dict[str, str]]:
+    """(median milliseconds of each column, why the others did not run); slow ones run less often, those of `without` never."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: dict[str, list[float]] = {}
-    failed = {name: reason for name in runs if (reason := missing(name, device))}
+    failed = {name: reason for name in runs if (reason := "left out" if name in without else missing(name, device))}
     for turn in range(repeat + 1):
         for name, one in runs.items():
             if name in failed or sum(times.get(name, [])) > 8000:
@@ -191,8 +191,11 @@ def table(rows: dict[str, dict[str, float]], failed: dict[str, dict[str, str]]) 
     return "\n".join([*lines, "", *(f"{column}: {reason}" for column, reason in reasons)])
 
 
-def measure_all(device: torch.device, quick: bool = False, repeat: int = 7, only: list[str] | None = None) -> dict:
-    """{"rows": {operation: {column: ms}}, "failed": {operation: {column: reason}}} of the groups `only`; a group may fail as a whole."""
+def measure_all(
+    device: torch.device, quick: bool = False, repeat: int = 7, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> dict[str, dict]:
+    """{"rows": {operation: {column: ms}}, "failed": {operation: {column: reason}}} of the groups `only` (none: all); a group may
+    fail as a whole. without: columns left out."""
     rows: dict[str, dict[str, float]] = {}
     failed: dict[str, dict[str, str]] = {}
     torch.manual_seed(0)
@@ -203,7 +206,7 @@ def measure_all(device: torch.device, quick: bool = False, repeat: int = 7, only
             rows[group], failed[group] = {}, {"all": f"{type(error).__name__}: {error}"}
             continue
         for name, runs in operations.items():
-            rows[name], failed[name] = measure(runs, repeat, device)
+            rows[name], failed[name] = measure(runs, repeat, device, without)
     return {"rows": rows, "failed": failed}
 
 

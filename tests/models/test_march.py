@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from models import march_warp
 from models.march import march
 from tests.conftest import needs_warp, require
 from utils.rays import Rays, Samples
@@ -162,7 +161,10 @@ def test_infinite_far_ends_at_the_grid():
     assert len(s) and points.abs().max() <= RADIUS + 1e-5
 
 
+@needs_warp
 def test_blocks_hold_any_cell():
+    from models import march_warp
+
     grid = make_grid(2, 32, 0.01)
     for side in (4, 8):
         n = 32 // side

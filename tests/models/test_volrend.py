@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from models import volrend_warp
 from models.volrend import accumulate, composite, distortion, weights_from_alpha, weights_from_density
 from tests.conftest import needs_warp, require
 
@@ -111,6 +110,8 @@ def test_against_the_slow_loop(op, kind, backend):
 @pytest.mark.parametrize("kind", COUNTS)
 @pytest.mark.parametrize("op", OPS)
 def test_warp_is_the_twin(op, kind, monkeypatch):
+    from models import volrend_warp
+
     monkeypatch.setattr(volrend_warp, "WORTH_A_THREAD", 100)  # rays are shared out even when there are few
     c = Case(COUNTS[kind], seed=1)
     (x, twin), (y, kernel) = c.run(op), c.run(op, "warp")

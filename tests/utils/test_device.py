@@ -76,16 +76,17 @@ def test_nerfacc_is_not_loaded_where_it_could_not_compile(tool, monkeypatch, no_
         device.choose("march", "nerfacc", no_cuda_needed)
 
 
-def test_nerfacc_whose_build_fails_is_said_and_the_twin_runs(monkeypatch, no_cuda_needed, caplog):
+def test_nerfacc_whose_build_fails_is_said_and_the_twin_runs(monkeypatch, no_cuda_needed, caplog, tmp_path):
     def broken(name):
         raise RuntimeError("Error building extension 'nerfacc_cuda'\nnvcc: long output")
 
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(importlib, "import_module", broken)
     monkeypatch.setattr(device, "warp_available", lambda: "the package warp-lang is not installed")
     with caplog.at_level(logging.INFO, "neus"):
         assert device.choose("march", "auto", no_cuda_needed) == "torch"
-    assert "takes minutes" in caplog.messages[0]  # before nvcc starts
+    assert "nvcc compiles its CUDA kernels, once, which takes minutes" in caplog.messages[0]
     assert caplog.messages[-1] == (
         "backend of march: torch (no warp: the package warp-lang is not installed; "
         "no nerfacc: it does not load (Error building extension 'nerfacc_cuda'))"
@@ -102,3 +103,13 @@ def test_the_log_names_what_a_backend_leaves_to_others(monkeypatch, no_cuda_need
     with caplog.at_level(logging.INFO, "neus"):
         device.choose("composite", "nerfacc", no_cuda_needed)
     assert caplog.messages == ["backend of composite: nerfacc, weights and sums; distortion by torch (forced by the config)"]
+
+
+@pytest.mark.parametrize("place", ["nerfacc_cuda", "py311_cu128/nerfacc_cuda"])
+def test_compiled_kernels_of_nerfacc_are_found(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "lock").touch()
+    assert not device.nerfacc_compiled()
+    (tmp_path / place / "nerfacc_cuda.so").touch()
+    assert device.nerfacc_compiled()
