@@ -27,6 +27,7 @@ from torch import Tensor
 from confs.model import OccupancyConfig, SDFConfig
 from encoder.hashgrid import HashGrid, HashGridSpec
 from models.estimators import OccupancyGrid
+from models.proposal import PropNetEstimator
 from models.sdf import SDFNetwork
 from models.volrend import accumulate, composite, distortion, weights_from_alpha, weights_from_density
 from utils.device import missing, setup_threads
@@ -143,7 +144,25 @@ def composite_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
     }
 
 
-GROUPS = {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops}
+def proposal_ops(device: torch.device, quick: bool) -> dict[str, Runs]:
+    """Sampling by a proposal, whose density costs next to nothing: ours, which has no kernel, and nerfacc's."""
+    from nerfacc import PropNetEstimator as TheirEstimator
+
+    n = 1024 if quick else 8192
+    near, far = torch.full((n,), 1.5, device=device), torch.full((n,), 3.5, device=device)
+
+    def sigma(t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        return 30 * torch.exp(-(((t_starts + t_ends) / 2 - 2.3) ** 2) * 50)
+
+    ours, theirs = PropNetEstimator(), TheirEstimator().to(device)
+    runs: Runs = {
+        "torch": lambda: ours.sampling([sigma], [64], 32, near, far, stratified=True, opaque_end=True),
+        "nerfacc": lambda: theirs.sampling([sigma], [64], 32, n, 1.5, 3.5, stratified=True),
+    }
+    return {f"proposal sampling, {n} rays, 64 then 32 intervals": runs}
+
+
+GROUPS = {"hash": hash_ops, "field": field_ops, "march": march_ops, "composite": composite_ops, "proposal": proposal_ops}
 HEAPS = {"stock": ", as PyTorch comes", "kept": ", as the program runs"}
 
 
