@@ -187,7 +187,7 @@ class BackendConfig:
     hashgrid: Literal["auto", "torch", "warp", "tinycudann"] = "auto"
     march: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
     composite: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
-    half_table: bool = False  # CUDA: look the hash table up in float16 (gradients and weights stay float32)
+    half_table: bool = False  # hashgrid=warp on CUDA: look the hash table up in float16 (gradients and weights stay float32)
 
 
 @dataclass(frozen=True)

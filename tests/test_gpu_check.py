@@ -132,3 +132,15 @@ def test_operations_are_counted_without_views():
     found = count(lambda: x.t()[0].add(1).mul_(2), torch.device("cpu"), 4)
     assert found["operations"] == 2 and found["Warp launches"] == 0
     assert np.isfinite(list(found.values())).all()
+
+
+def test_launches_that_were_not_counted_do_not_hold(small, monkeypatch):
+    """Where the profiler sees no launch, 0 must not pass for at most 60."""
+    found = {"ms": 3.0, "parts": {}, "samples": 1.0, "samples_per_s": 1.0, "floor_ms": 1.0, "floor": "", "counts": {"operations": 9.0}}
+    monkeypatch.setattr("tests.benchmarks.step.measure", lambda *a: found)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for counts in ({"operations": 9.0}, {"launches": 61.0, "waits": 1.0}, {"launches": 60.0, "waits": 0.0}):
+        found["counts"] = counts
+        rows = {row.part: row.holds for row in gpu_check.check_step(Options("cuda", scene=small.scene))}
+        want = {f"step: {what}": ("launches" in counts and counts[what] in (0, 60)) for what in ("launches", "waits")}
+        assert want.items() <= rows.items()

@@ -112,9 +112,8 @@ def nerfacc_compiled() -> bool:
     """Whether nerfacc's CUDA kernels lie ready, so that loading them takes seconds."""
     if importlib.util.find_spec("nerfacc.csrc") is not None:
         return True
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")  # as torch.utils.cpp_extension has it
     return any(any(root.glob(pattern)) for pattern in ("nerfacc_cuda/*.so", "*/nerfacc_cuda/*.so"))
 
 

@@ -199,7 +199,9 @@ def check_step(options: Options) -> list[Row]:
         Row("step: floor", f"{found['floor_ms']:.2f} ms ({found['floor']}); the step takes {ratio:.1f} x"),
     ]
     rows += [Row(f"step: {part}", f"{ms:.2f} ms") for part, ms in found["parts"].items()]
-    aims = {"launches": LAUNCHES, "waits": WAITS} if on_card else {}
+    aims = {"launches": LAUNCHES, "waits": WAITS} if on_card and torch.version.cuda else {}
+    uncounted = [what for what in aims if what not in found["counts"]]
+    rows += [Row(f"step: {what}", "not counted: the profiler sees none", f"at most {aims[what]}", False) for what in uncounted]
     for what, n in found["counts"].items():
         aim = aims.get(what)
         rows.append(Row(f"step: {what}", f"{n:.1f}", "" if aim is None else f"at most {aim}", None if aim is None else n <= aim))

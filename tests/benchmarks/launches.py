@@ -4,11 +4,16 @@ A launch is anything the host enqueues: a kernel, a copy, a fill, a captured gra
 device is done, as `.item()` and `.nonzero()` make it.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, supported_activities
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from utils.device import warp_available
 
 LAUNCHES = (
     "cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch", "cuGraphLaunch",
@@ -31,32 +36,38 @@ class _Operations(TorchDispatchMode):
 
 
 def count(step: Callable[[], None], device: torch.device, steps: int) -> dict[str, float]:
-    """Means over `steps` calls of step: on CUDA "launches", "waits" and "kernels", else "operations" and "Warp launches"."""
-    if device.type == "cuda" and torch.profiler.kineto_available():
-        return _on_cuda(step, steps)
-    from utils import device as devices
-
-    warp = Counter()
+    """Means over `steps` calls of step: on CUDA "launches", "waits" and "kernels"; elsewhere, and where the profiler sees no launch
+    (it needs CUPTI and the driver's leave), "operations" and "Warp launches"."""
+    if device.type == "cuda" and ProfilerActivity.CUDA in supported_activities():
+        found = _on_cuda(step, steps)
+        if found["launches"]:
+            return found
+    launched = Counter()
     operations = _Operations()
-    if devices.warp_available():
-        with operations:
-            _repeat(step, steps)
-    else:
-        from utils import warp_launch
+    with operations, _counting_warp(launched):
+        _repeat(step, steps)
+    return {"operations": operations.count / steps, "Warp launches": launched["warp"] / steps}
 
-        real = warp_launch.launch
 
-        def counted(*args, **kwargs):
-            warp["launches"] += 1
-            return real(*args, **kwargs)
+@contextlib.contextmanager
+def _counting_warp(launched: Counter) -> Iterator[None]:
+    """Count the launches that go through `utils/warp_launch.py`, where Warp runs."""
+    if warp_available():
+        yield
+        return
+    from utils import warp_launch
 
-        warp_launch.launch = counted
-        try:
-            with operations:
-                _repeat(step, steps)
-        finally:
-            warp_launch.launch = real
-    return {"operations": operations.count / steps, "Warp launches": warp["launches"] / steps}
+    real = warp_launch.launch
+
+    def counted(*args, **kwargs):
+        launched["warp"] += 1
+        return real(*args, **kwargs)
+
+    warp_launch.launch = counted
+    try:
+        yield
+    finally:
+        warp_launch.launch = real
 
 
 def _repeat(step: Callable[[], None], steps: int) -> None:
@@ -65,8 +76,6 @@ def _repeat(step: Callable[[], None], steps: int) -> None:
 
 
 def _on_cuda(step: Callable[[], None], steps: int) -> dict[str, float]:
-    from torch.profiler import DeviceType, ProfilerActivity, profile
-
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         _repeat(step, steps)

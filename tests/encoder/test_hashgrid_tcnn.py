@@ -197,9 +197,9 @@ def test_gpu_is_the_twin(features, smoothstep, n_levels):
     spec = HashGridSpec(n_features=features, smoothstep=smoothstep, **SPEC)
     table, x = torch.randn(spec.offsets[-1], features), away_from_faces(500, spec)
     ours, twin = derivatives(encode_tcnn, x, table, spec, n_levels, "cuda"), derivatives(encode_torch, x, table, spec, n_levels)
-    close(ours[0], twin[0], 1e-4)
+    close(ours[0], twin[0], 1e-3)
     for got, want in zip(ours[1:], twin[1:]):
-        close(got, want, 1e-3)
+        close(got, want, 5e-3)
 
 
 @pytest.mark.gpu
@@ -208,4 +208,5 @@ def test_gpu_lays_real_grids_out_as_we_do(n_levels, log2_size, base, top):
     require("tinycudann")
     spec = HashGridSpec(n_levels, 2, log2_size, base, top)
     table, x = torch.rand(spec.offsets[-1], 2) - 0.5, torch.rand(4096, 3)
-    close(encode_tcnn(x.cuda(), table.cuda(), spec).cpu(), encode_torch(x, table, spec), 5e-3)
+    # 1e-6 of a lattice of 2048 are 2e-3 cells; a wrong row would be off by the whole of a value
+    close(encode_tcnn(x.cuda(), table.cuda(), spec).cpu(), encode_torch(x, table, spec), 2e-2)

@@ -107,7 +107,9 @@ def test_the_log_names_what_a_backend_leaves_to_others(monkeypatch, no_cuda_need
 
 @pytest.mark.parametrize("place", ["nerfacc_cuda", "py311_cu128/nerfacc_cuda"])
 def test_compiled_kernels_of_nerfacc_are_found(place, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = f"torch_extensions/{place}"
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "lock").touch()
     assert not device.nerfacc_compiled()
