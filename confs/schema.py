@@ -112,7 +112,9 @@ class OptimConfig:
     lr_grid: float = 0.01  # hash table
     lr_background: float = 0.03  # hash tables of the learned background
     lr_variance: float = 0.01
-    lr_pose: Any = field(default_factory=lambda: [0.0001, 0.000003, 0.25, 0.9])  # model.pose: radians and radii a step, a geometric schedule
+    lr_pose: Any = field(
+        default_factory=lambda: [0.0001, 0.000003, 0.25, 0.9]
+    )  # model.pose: radians and radii a step, a geometric schedule
     pose_begin: float = 0.25  # progress from which cameras are refined; before it the surface says little about them
     lr_appearance: float = 0.002  # model.appearance
     weight_decay: float = 0.0
@@ -149,6 +151,8 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0  # CPU threads; 0: all cores
     amp: bool = True  # float16 autocast of the colour network on CUDA
+    graph: bool = True  # CUDA: replay training steps as a CUDA graph where the method has steps of fixed shapes (NeuS without a
+    # learned background)
     outputs_dir: str = "outputs"
     trial_name: Optional[str] = None  # folder of the run; null: time stamp
     log_every: int = 50  # steps
@@ -188,7 +192,7 @@ class BackendConfig:
     march: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
     composite: Literal["auto", "torch", "warp", "nerfacc"] = "auto"
     network: Literal["auto", "torch", "warp"] = "auto"  # networks with ReLU; warp: on the CPU alone
-    half_table: bool = False  # CUDA: look the hash table up in float16 (gradients and weights stay float32)
+    half_table: bool = False  # hashgrid=warp on CUDA: look the hash table up in float16 (gradients and weights stay float32)
 
 
 @dataclass(frozen=True)

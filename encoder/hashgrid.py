@@ -118,7 +118,7 @@ class HashGrid(Encoding):
             from encoder.hashgrid_warp import encode_warp
 
             return encode_warp(x, self.table, self.spec, n_levels)
-        if self.backend == "tinycudann":
+        if self.backend == "tinycudann" and x.device.type == "cuda":  # a model is made on the CPU, and moved
             from encoder.hashgrid_tcnn import encode_tcnn
 
             return encode_tcnn(x, self.table, self.spec, n_levels)

@@ -31,9 +31,10 @@ def dilate(cells: Tensor) -> Tensor:
 class OccupancyGrid(OccGridEstimator, Sampler):
     """Cells of [-radius, radius]^3 that may hold the surface.
 
-    nerfacc's buffers and marching; the refresh is ours: it evaluates the occupied cells, their neighbours and every 16th other
-    cell, each once, so that it is cheap and its result does not depend on the order of threads. Cells outside the sphere
-    are never occupied (-1, nerfacc's mark of unseen cells).
+    An `OccGridEstimator` whose public interface (buffers, `sampling`, `update_every_n_steps`) stays as it is. The refresh is ours:
+    it evaluates the occupied cells, their neighbours and every 16th other cell, each once, so that it is cheap and its result
+    does not depend on the order of threads; the marching is ours unless `backend` is "nerfacc" (CUDA alone). Cells outside the
+    sphere are never occupied (-1, nerfacc's mark of unseen cells).
     """
 
     STRIDE = 16
@@ -68,21 +69,21 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         """Update every `every` steps. An empty grid would give no samples and no gradient: all cells are then occupied again."""
         if self.due(step):
             self.phase = step // self.cfg.every % self.STRIDE
-            self._update(self._cells(everywhere=step == 0), value)
+            self.raise_cells(self.cells_to_refresh(everywhere=step == 0), value)
             if not self.binaries.any():
                 if not self.warned:
                     log.warning("step %d: no cell is occupied any more; all are occupied again", step)
                 self.warned = True
                 self.binaries = (self.occs >= 0).view(self.binaries.shape)
 
-    def _cells(self, everywhere: bool) -> Tensor:
+    def cells_to_refresh(self, everywhere: bool) -> Tensor:
         """Indices of the cells to evaluate: all within the sphere, or the occupied ones, their neighbours and every STRIDE-th other."""
         chosen = dilate(self.binaries[0]).flatten()
         chosen[self.phase :: self.STRIDE] = True
         return torch.nonzero((chosen | everywhere) & (self.occs >= 0))[:, 0]
 
     @torch.no_grad()
-    def _update(self, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
+    def raise_cells(self, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
         """Raise the running maximum at a random point of each cell, and binarise it (nerfacc's rule)."""
         corner = self.grid_coords[cells]
         unit = (corner + torch.rand_like(corner, dtype=torch.float32)) / self.cfg.resolution
@@ -97,9 +98,7 @@ class OccupancyGrid(OccGridEstimator, Sampler):
         """Intervals of length `step` in occupied cells between near and far, offset by jitter [R] in [0, 1) steps."""
         if self.backend == "nerfacc":
             near = rays.near if jitter is None else rays.near + jitter * step
-            index, t_starts, t_ends = OccGridEstimator.sampling(
-                self, rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step
-            )
+            index, t_starts, t_ends = super().sampling(rays.origins, rays.dirs, t_min=near, t_max=rays.far, render_step_size=step)
             counts = torch.bincount(index, minlength=len(rays))
             return Samples(t_starts, t_ends, index, torch.cat([counts.new_zeros(1), counts.cumsum(0)])), None
         room = self.room if jitter is not None and self.backend == "warp" else 0

@@ -1,8 +1,8 @@
 """Proposal sampling: a small density network proposes the intervals at which the large one is evaluated (mip-NeRF 360, 2022).
 
 A ray's distances t in [near, far] are counted by s in [0, 1]: evenly in t ("uniform") or in 1/t ("lindisp"). Edges are
-[R, n + 1], weights [R, n]. The interface is that of nerfacc's PropNetEstimator, whose kernels run on CUDA alone; nothing
-is kept between calls: what the loss needs is handed back.
+[R, n + 1], weights [R, n]. The interface is that of nerfacc's PropNetEstimator, whose kernels run on CUDA alone, with a span for
+each ray in place of one for all; nothing is kept between calls: what the loss needs is handed back.
 """
 
 from collections.abc import Callable

@@ -66,12 +66,26 @@ def weights_from_alpha(alpha: Tensor, offsets: Tensor, early_stop: float = 0.0, 
     return _weights_torch(alpha, offsets, early_stop)
 
 
+def _packed_info(offsets: Tensor) -> Tensor:
+    """[R, 2] first sample and number of samples of each ray, nerfacc's description of packed samples."""
+    return torch.stack([offsets[:-1], offsets.diff()], -1)
+
+
 def _weights_nerfacc(alpha: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
-    """nerfacc's packed kernel (CUDA alone)."""
+    """nerfacc's packed kernel (CUDA alone). At alpha of exactly 1 its gradient misses the samples behind."""
     import nerfacc
 
-    weights, trans = nerfacc.render_weight_from_alpha(alpha, packed_info=torch.stack([offsets[:-1], offsets.diff()], -1))
+    weights, trans = nerfacc.render_weight_from_alpha(alpha.contiguous(), packed_info=_packed_info(offsets))
     return torch.where(trans < early_stop, 0.0, weights), trans
+
+
+def _optical_nerfacc(depth: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
+    """nerfacc's packed kernel (CUDA alone) with our opacity, which keeps the digits of thin samples."""
+    import nerfacc
+
+    zeros, ones = torch.zeros_like(depth), torch.ones_like(depth)
+    trans, _ = nerfacc.render_transmittance_from_density(zeros, ones, depth, packed_info=_packed_info(offsets))
+    return torch.where(trans < early_stop, 0.0, trans * -torch.expm1(-depth)), trans
 
 
 def _optical_torch(depth: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
@@ -92,6 +106,8 @@ def weights_from_density(
         from models.volrend_warp import TransmittanceWeights
 
         return TransmittanceWeights.apply(depth.contiguous(), offsets, early_stop, True)
+    if backend == "nerfacc":
+        return _optical_nerfacc(depth, offsets, early_stop)
     return _optical_torch(depth, offsets, early_stop)
 
 
@@ -103,6 +119,10 @@ def accumulate(weights: Tensor, values: Tensor | None, offsets: Tensor, ray_indi
         from models.volrend_warp import Accumulate
 
         return Accumulate.apply(weights.contiguous(), None if values is None else values.to(weights.dtype).contiguous(), offsets)
+    if backend == "nerfacc" and len(weights):
+        import nerfacc
+
+        return nerfacc.accumulate_along_rays(weights, values, ray_indices, n_rays)
     terms = weights[:, None] if values is None else weights[:, None] * values
     return terms.new_zeros(n_rays, terms.shape[1]).index_add(0, ray_indices, terms)
 
@@ -142,7 +162,7 @@ def _distortion_torch(weights: Tensor, mids: Tensor, lengths: Tensor, offsets: T
 def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, backend: str = "torch", partial: bool = False) -> Tensor:
     """Distortion of each ray [R]: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, m the midpoints.
 
-    In units of t (Barron et al., mip-NeRF 360, 2022, divide t by the ray's span first).
+    In units of t (Barron et al., mip-NeRF 360, 2022, divide t by the ray's span first). nerfacc has none: torch computes it.
     """
     _check(offsets, weights, t_starts, t_ends, partial=partial)
     mids, lengths = (t_starts + t_ends) / 2, t_ends - t_starts

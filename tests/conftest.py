@@ -5,11 +5,17 @@ import logging
 import pytest
 import torch
 
-from utils.device import setup_threads, warp_available
+from utils.device import missing, setup_threads, warp_available
 
 setup_threads()
 
 needs_warp = pytest.mark.skipif(bool(warp_available()), reason=f"Warp cannot be used: {warp_available()}")
+
+
+def require(backend: str) -> None:
+    """Skip a GPU test, with the reason, where a backend does not run. nerfacc compiles its kernels here the first time."""
+    if reason := missing(backend, torch.device("cuda")):
+        pytest.skip(f"{backend}: {reason}")
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import logging
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,15 @@ BACKENDS = {
     "optimizer": ("warp", "torch"),
     "trace": ("warp", "torch"),
 }
-PACKAGES = {"warp": "warp-lang", "nerfacc": "nerfacc (it compiles its kernels with nvcc)", "tinycudann": "tinycudann"}
+PACKAGES = {
+    "warp": "warp-lang",
+    "nerfacc": "nerfacc, and for its kernels a CUDA toolkit (nvcc), ninja and a C++ compiler on PATH",
+    "tinycudann": "tinycudann (built for this GPU)",
+}
+NOTES = {  # what a backend leaves to others, for the line in the log
+    ("composite", "nerfacc"): "weights and sums; distortion by torch",
+    ("hashgrid", "tinycudann"): "in float32, backend.half_table has no effect",
+}
 
 
 @functools.cache
@@ -68,11 +78,44 @@ def missing(backend: str, device: torch.device, operation: str = "") -> str:
 
 @functools.cache
 def _cuda_library(name: str) -> str:
+    """ "" when a library with CUDA kernels loads, else the reason why not. nerfacc compiles its kernels here, the first time."""
+    if importlib.util.find_spec(name) is None:
+        return f"the package {name} is not installed"
+    if name == "nerfacc" and (reason := _nerfacc_lacks()):
+        return reason
     try:
         module = importlib.import_module(name + (".cuda._backend" if name == "nerfacc" else ""))
         return "its CUDA kernels did not build" if name == "nerfacc" and module._C is None else ""
     except Exception as error:  # a broken build raises anything
-        return f"it does not import ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"it does not load ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def _nerfacc_lacks() -> str:
+    """ "" when nerfacc brings its kernels or can compile them, else what is missing.
+
+    Asked before the import: without these tools that would try, print to the console and leave no kernels behind.
+    """
+    if importlib.util.find_spec("nerfacc.csrc") is not None:
+        return ""
+    tools = ("nvcc", "ninja", os.environ.get("CXX", "c++").split()[0])
+    absent = [tool for tool in tools if shutil.which(tool) is None]
+    if absent:
+        return f"nerfacc compiles its CUDA kernels at first use, and there is no {' and no '.join(absent)} on PATH"
+    if not nerfacc_compiled():
+        log.info(
+            "nerfacc: nvcc compiles its CUDA kernels, once, which takes minutes (if it never ends, an earlier build was interrupted: "
+            "remove nerfacc_cuda from ~/.cache/torch_extensions)"
+        )
+    return ""
+
+
+def nerfacc_compiled() -> bool:
+    """Whether nerfacc's CUDA kernels lie ready, so that loading them takes seconds."""
+    if importlib.util.find_spec("nerfacc.csrc") is not None:
+        return True
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")  # as torch.utils.cpp_extension has it
+    return any(any(root.glob(pattern)) for pattern in ("nerfacc_cuda/*.so", "*/nerfacc_cuda/*.so"))
 
 
 def choose(operation: str, wanted: str, device: torch.device) -> str:
@@ -104,7 +147,8 @@ def _where(device: torch.device) -> str:
 
 @functools.cache
 def _say(operation: str, backend: str, reason: str) -> None:
-    log.info("backend of %s: %s (%s)", operation, backend, reason)
+    note = NOTES.get((operation, backend))
+    log.info("backend of %s: %s%s (%s)", operation, backend, f", {note}" if note else "", reason)
 
 
 def setup_threads(threads: int = 0, keep_heap: bool = True) -> int:

@@ -1,10 +1,11 @@
 """A real training step on the demo scene: samples/s, rays/s, the share of each part, and the floor.
 
-    python -m tests.benchmarks.step [--device cpu|cuda] [--steps 100] [--scene inputs/demo]
+    python -m tests.benchmarks.step [--device cpu|cuda] [--steps 100] [--scene inputs/demo] [key=value ...]
 
 The floor is (matrix-product FLOPs / the rate of a large product here) + (bytes touched / the bandwidth of a large copy
 here), both measured in the same run. The step: 14 x 2 levels, 16 -> 1024, 2^18, all open, SDF and colour networks 64
-wide, analytic normals, about 16,384 samples.
+wide, analytic normals, about 16,384 samples. The parts are timed one by one, which on CUDA waits for each: the step itself is
+timed before, undisturbed, and its launches are counted between two refreshes of the occupancy.
 """
 
 import os
@@ -26,6 +27,7 @@ from process_data.demo import make_demo
 from process_data.load import load_scene
 from systems.build import build_system
 from systems.trainer import Trainer
+from tests.benchmarks.launches import count
 from utils.device import pick_device, setup_threads
 from utils.log import RunFolder
 
@@ -90,55 +92,79 @@ def work(model, samples: float, field_points: float) -> tuple[float, float]:
     return flops, field_points * corner * 3 + activations
 
 
-def measure(scene_dir: Path, device: torch.device, steps: int, preset: list[str]) -> str:
-    cfg = load_config(Path(__file__).parents[2] / "confs/demo.yaml", [f"dataset.root_dir={scene_dir}", *SETTINGS, *preset])
+def measure(scene_dir: Path, device: torch.device, steps: int, overrides: list[str], warm: int = 150) -> dict:
+    """Figures of a step after `warm` steps: "ms" (undisturbed), "parts" {part: ms} (their sum is "timed_ms"), "samples" and "rays"
+    a step, "samples_per_s", "field_points_per_s", "floor_ms" and what it is made of, "counts" of `launches.count`."""
+    cfg = load_config(Path(__file__).parents[2] / "confs/demo.yaml", [f"dataset.root_dir={scene_dir}", *SETTINGS, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(build_system(cfg, device), load_scene(cfg.dataset, cfg.model.radius), cfg, RunFolder(Path(folder)), device)
         trainer.batches = trainer._batches()
         watch, model = Stopwatch(device), trainer.system.model
-        counts = defaultdict(float)
+        totals = defaultdict(float)
 
         def step() -> None:
             trainer.system.before_step(trainer.clock.step, 0.5)
             trainer._attempt(next(trainer.batches))
             trainer.clock.step += 1
 
-        for _ in range(max(150, steps)):  # until the ray count and the occupancy have settled
+        for _ in range(max(warm, steps)):  # until the ray count and the occupancy have settled
             step()
+        began = watch.now()
+        for _ in range(steps):
+            step()
+            totals["samples"] += float(trainer.system.stats["samples"])
+            totals["rays"] += float(trainer.system.stats["rays"])
+        seconds = watch.now() - began
+        every = cfg.model.occupancy.every
+        while trainer.clock.step % every != 1 and every > 1:
+            step()
+        counts = count(step, device, max(every - 1, 1))
         watch.wrap(trainer.system, "before_step", "occupancy refresh")
         watch.wrap(model.sampler, "sample", "marching")
         watch.wrap(model.sdf, "forward", "field (grid + SDF + normals)")
         watch.wrap(model.radiance, "forward", "colour network")
+        backward = torch.Tensor.backward
         watch.wrap(torch.Tensor, "backward", "backward")
         watch.wrap(trainer.optimizer, "step", "optimiser")
         watch.wrap(trainer, "_finite", "finite check")
-        began = watch.now()
-        for _ in range(steps):
-            step()
-            counts["samples"] += trainer.system.stats["samples"]
-            counts["rays"] += trainer.system.stats["rays"]
-        seconds = watch.now() - began
-        trainer.run.close()
-    extra = cfg.loss.eikonal_points
-    samples = counts["samples"] / steps
-    flops, nbytes = work(model, samples, samples + extra)
+        try:
+            began = watch.now()
+            for _ in range(steps):
+                step()
+            timed = watch.now() - began
+        finally:
+            torch.Tensor.backward = backward  # type: ignore[method-assign]
+            trainer.run.close()
+    parts = {label: 1000 * spent / steps for label, spent in sorted(watch.seconds.items(), key=lambda kv: -kv[1])}
+    parts["the rest (batch, alpha, compositing, losses)"] = 1000 * timed / steps - sum(parts.values())
+    samples, points = totals["samples"] / steps, (totals["samples"] + cfg.loss.eikonal_points * steps) / steps
+    flops, nbytes = work(model, samples, points)
     gemm, copy = rates(device)
-    floor = flops / gemm + nbytes / copy
+    return {
+        "ms": 1000 * seconds / steps,
+        "parts": parts,
+        "timed_ms": 1000 * timed / steps,
+        "samples": samples,
+        "rays": totals["rays"] / steps,
+        "samples_per_s": totals["samples"] / seconds,
+        "field_points_per_s": points * steps / seconds,
+        "floor_ms": 1000 * (flops / gemm + nbytes / copy),
+        "floor": f"{flops / 1e9:.2f} GFLOP at {gemm / 1e9:.0f} GFLOP/s and {nbytes / 1e6:.0f} MB at {copy / 1e9:.1f} GB/s",
+        "counts": counts,
+    }
+
+
+def table(found: dict) -> str:
+    """Markdown of `measure`."""
     lines = ["| part | ms a step | share |", "|---|---|---|"]
-    for label, spent in sorted(watch.seconds.items(), key=lambda kv: -kv[1]):
-        lines.append(f"| {label} | {1000 * spent / steps:.1f} | {spent / seconds:.0%} |")
-    rest = seconds - sum(watch.seconds.values())
-    lines += [
-        f"| the rest (batch, alpha, compositing, losses) | {1000 * rest / steps:.1f} | {rest / seconds:.0%} |",
-        f"| **step** | **{1000 * seconds / steps:.1f}** | |",
-        "",
-    ]
+    lines += [f"| {label} | {ms:.1f} | {ms / found['timed_ms']:.0%} |" for label, ms in found["parts"].items()]
+    lines += [f"| **step, its parts timed** | **{found['timed_ms']:.1f}** | |", f"| **step** | **{found['ms']:.1f}** | |", ""]
     lines.append(
-        f"{counts['samples'] / seconds:,.0f} samples/s ({(counts['samples'] + extra * steps) / seconds:,.0f} field points/s), {counts['rays'] / seconds:,.0f} rays/s, {samples:,.0f} samples a step"
+        f"{found['samples_per_s']:,.0f} samples/s ({found['field_points_per_s']:,.0f} field points/s), "
+        f"{1000 * found['rays'] / found['ms']:,.0f} rays/s, {found['samples']:,.0f} samples a step"
     )
-    lines.append(
-        f"floor {1000 * floor:.1f} ms: {flops / 1e9:.2f} GFLOP at {gemm / 1e9:.0f} GFLOP/s and {nbytes / 1e6:.0f} MB at {copy / 1e9:.1f} GB/s; the step takes {seconds / steps / floor:.1f} x the floor"
-    )
+    lines.append(f"floor {found['floor_ms']:.1f} ms: {found['floor']}; the step takes {found['ms'] / found['floor_ms']:.1f} x the floor")
+    lines.append("a step between two refreshes: " + ", ".join(f"{n:.0f} {what}" for what, n in found["counts"].items()))
     return "\n".join(lines)
 
 
@@ -154,7 +180,7 @@ def main() -> None:
     make_demo(args.scene)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, {threads} threads"
     print(f"## training step on {name}, torch {torch.__version__}\n")  # noqa: T201
-    print(measure(args.scene, device, args.steps, args.overrides))  # noqa: T201
+    print(table(measure(args.scene, device, args.steps, args.overrides)))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -92,6 +92,31 @@ def test_kernel_against_twin(features, smoothstep, n_levels, half):
 
 
 @needs_warp
+@pytest.mark.gpu
+@pytest.mark.parametrize("smoothstep", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_gpu_is_the_twin(smoothstep, half):
+    """Values, first and second derivatives of the kernels on CUDA against the twin on the CPU."""
+    from encoder.hashgrid_warp import encode_warp
+
+    spec = HashGridSpec(smoothstep=smoothstep, half=half, **SPEC)
+    table, x = torch.randn(spec.offsets[-1], 2), away_from_faces(3000, spec)
+    table = table.half().float() if half else table
+    results = []
+    for encode, device in ((encode_warp, "cuda"), (encode_torch, "cpu")):
+        t, p = (leaf.detach().to(device).requires_grad_(True) for leaf in (table, x))
+        y = encode(p, t, spec, 5)
+        v = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_(True)
+        (slope,) = torch.autograd.grad((y * v).sum(), p, create_graph=True)
+        (d_table,) = torch.autograd.grad(y.sin().sum(), t, retain_graph=True)
+        second = torch.autograd.grad(((slope.norm(dim=1) - 1) ** 2).sum(), [t, v, p])
+        results.append([r.detach().cpu() for r in (y, slope, d_table, *second)])
+    close(results[0][0], results[1][0], 1e-5)
+    for a, b in zip(results[0][1:], results[1][1:]):
+        close(a, b, 1e-4)
+
+
+@needs_warp
 def test_kernel_values_on_faces_and_corners():
     from encoder.hashgrid_warp import encode_warp
 

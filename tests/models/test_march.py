@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import march_warp
 from models.march import march
+from tests.conftest import needs_warp, require
 from utils.rays import Rays, Samples
 
 RADIUS = 1.3
@@ -161,7 +161,10 @@ def test_infinite_far_ends_at_the_grid():
     assert len(s) and points.abs().max() <= RADIUS + 1e-5
 
 
+@needs_warp
 def test_blocks_hold_any_cell():
+    from models import march_warp
+
     grid = make_grid(2, 32, 0.01)
     for side in (4, 8):
         n = 32 // side
@@ -181,9 +184,9 @@ def test_refuses_what_it_cannot_do():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_warp
 @pytest.mark.parametrize("levels, res", [(1, 64), (2, 32), (3, 12)])
-def test_gpu_is_the_twin_and_nerfacc(levels, res):
+def test_gpu_is_the_twin(levels, res):
     rays, grid = make_rays(2000), make_grid(levels, res, 0.1)
     jitter = torch.rand(2000, generator=torch.Generator().manual_seed(4))
     want = march(rays, grid, RADIUS, 0.01, jitter)
@@ -191,7 +194,18 @@ def test_gpu_is_the_twin_and_nerfacc(levels, res):
     # the course is worked out on the device: its last bits may differ, and with them a sample on a cell's face
     assert abs(len(got) - len(want)) <= 1e-3 * len(want)
     assert torch.allclose(got.offsets.cpu().diff().float(), want.offsets.diff().float(), atol=3)
-    nerfacc = pytest.importorskip("nerfacc")
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("levels, res", [(1, 64), (2, 32), (3, 12)])
+def test_gpu_is_nerfacc(levels, res):
+    require("nerfacc")
+    import nerfacc
+
+    rays, grid = make_rays(2000), make_grid(levels, res, 0.1)
+    jitter = torch.rand(2000, generator=torch.Generator().manual_seed(4))
+    want = march(rays, grid, RADIUS, 0.01, jitter)
     estimator = nerfacc.OccGridEstimator([-RADIUS] * 3 + [RADIUS] * 3, resolution=res, levels=levels).cuda()
     estimator.binaries = grid.cuda()
     near = rays.near + jitter * 0.01

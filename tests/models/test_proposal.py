@@ -10,6 +10,7 @@ from models.field import DensityNetwork, contract
 from models.method import RenderContext
 from models.proposal import PropNetEstimator, dense_weights, importance, interlevel, outer_sum, to_distance
 from models.radiance import RadianceNetwork
+from tests.conftest import require
 from utils.rays import Rays
 
 
@@ -187,3 +188,21 @@ def test_most_samples_follow_the_proposal_and_some_go_anywhere():
     last = 1 / (1 / 2 - 23 / 24 * (1 / 2 - 1e-3))
     nearer = (found.t_starts < 0.99 * last).float().mean(1)
     assert ((nearer > 0.2) & (nearer < 0.4)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("spacing", ["uniform", "lindisp"])
+def test_gpu_samples_lie_where_nerfacc_puts_them(spacing):
+    """nerfacc cuts the histogram at the middles of our shares, so the share of the edges near a surface is what agrees."""
+    require("nerfacc")
+    import nerfacc
+
+    def sigma(t_starts, t_ends):
+        return 30 * torch.exp(-((((t_starts + t_ends) / 2 - 2) / 0.1) ** 2) / 2)
+
+    near, far = torch.full((16,), 1.0, device="cuda"), torch.full((16,), 4.0, device="cuda")
+    ours = PropNetEstimator(floor=0.0).sampling([sigma], [64], 64, near, far, spacing, opaque_end=True).t[:, :-1]
+    theirs, _ = nerfacc.PropNetEstimator().cuda().sampling([sigma], [64], 64, 16, 1.0, 4.0, spacing)
+    near_surface = [float(((t > 1.7) & (t < 2.3)).float().mean()) for t in (ours, theirs)]
+    assert min(near_surface) > 0.5 and abs(near_surface[0] - near_surface[1]) < 0.1

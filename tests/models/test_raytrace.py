@@ -1,5 +1,7 @@
 """Rays against a mesh: the analytic sphere, and Warp's kernel against the torch twin."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 import trimesh
@@ -38,11 +40,14 @@ def test_a_fine_ball_is_the_sphere():
 
 
 @needs_warp
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("n", [0, 1, 3000])
-def test_the_kernel_agrees_with_its_twin(n):
+def test_the_kernel_agrees_with_its_twin(n, device):
     vertices, faces = ball(2)
     origins, dirs = rays(n)
-    a, b = (MeshTracer(vertices, faces, backend)(origins, dirs) for backend in ("warp", "torch"))
+    a = MeshTracer(vertices.to(device), faces.to(device), "warp")(origins.to(device), dirs.to(device))
+    a = type(a)(*(getattr(a, f.name).cpu() for f in fields(a)))
+    b = MeshTracer(vertices, faces, "torch")(origins, dirs)
     assert torch.equal(a.found, b.found)
     at = a.found
     assert torch.allclose(a.t[at], b.t[at], atol=1e-5) and torch.equal(a.face[at], b.face[at])

@@ -50,6 +50,29 @@ def test_fused_against_autograd(activation, layers, n_levels, pass_encoding):
 
 
 @needs_warp
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_gpu_is_autograd_on_the_cpu(activation, amp):
+    """Distances and slopes keep all digits under the trainer's autocast too."""
+    net = network(activation, init=0.05)
+    x, g = torch.rand(4000, 3) * 2 - 1, torch.randn(4000, 1 + net.n_features)
+    results = []
+    for backend, device in (("torch", "cpu"), ("warp", "cuda")):
+        net = net.to(device)
+        net.encoding.backend = backend
+        net.zero_grad()
+        with torch.autocast("cuda", enabled=amp and device == "cuda"):
+            out = net(x.to(device), 6)
+        weight = g.to(device)
+        loss = (out.sdf * weight[:, 0]).sum() + (out.feature * weight[:, 1:]).sum() + ((out.grad.norm(dim=1) - 1) ** 2).sum()
+        loss.backward()
+        results.append([t.detach().float().cpu() for t in (out.sdf, out.grad, out.feature, *(p.grad for p in net.parameters()))])
+    for i, (want, got) in enumerate(zip(*results)):
+        assert (got - want).abs().max() <= (1e-4 if i in (0, 2) else 1e-3) * want.abs().max(), i
+
+
+@needs_warp
 @pytest.mark.parametrize("smoothstep", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("n_levels", [6, 3])

@@ -37,18 +37,20 @@ def test_lazy_is_adam_on_touched_rows_and_leaves_the_others():
 
 
 @needs_warp
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("width", [1, 2, 4])
-def test_kernel_against_twin(width):
+def test_kernel_against_twin(width, device):
     from systems.optim_warp import lazy_adam_warp
 
     states = []
-    for update in (lazy_adam_torch, lazy_adam_warp):
+    for update, place in ((lazy_adam_torch, "cpu"), (lazy_adam_warp, device)):
         torch.manual_seed(1)
         p, m, v = torch.randn(5000, width), torch.zeros(5000, width), torch.zeros(5000, width)
+        p, m, v = p.to(place), m.to(place), v.to(place)
         for step in range(1, 4):
             g = torch.randn(5000, width) * (torch.rand(5000, 1) < 0.2)
-            update(p, g, m, v, 0.01, 0.9, 0.99, 1e-15, step)
-        states.append((p, m, v))
+            update(p, g.to(place), m, v, 0.01, 0.9, 0.99, 1e-15, step)
+        states.append((p.cpu(), m.cpu(), v.cpu()))
     for a, b in zip(*states):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 

@@ -1,5 +1,8 @@
 """Backends: the choice for each device, forced choices that are impossible, and no import of nerfacc on the CPU."""
 
+import importlib
+import logging
+import shutil
 import sys
 
 import pytest
@@ -50,3 +53,65 @@ def test_the_nerfacc_extension_is_never_loaded_on_the_cpu():
     grid = OccupancyGrid(OccupancyConfig(resolution=8), 1.0)
     grid.refresh(0, lambda x: torch.rand(len(x)))
     assert "nerfacc.cuda._backend" not in sys.modules
+
+
+@pytest.fixture
+def no_cuda_needed(monkeypatch):
+    """`missing` is asked for a CUDA device; what was found out before and said before is forgotten."""
+    remembered = (device._cuda_library, device._say)
+    for function in remembered:
+        function.cache_clear()
+    yield torch.device("cuda")
+    for function in remembered:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("tool", ["nvcc", "ninja"])
+def test_nerfacc_is_not_loaded_where_it_could_not_compile(tool, monkeypatch, no_cuda_needed):
+    real = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else real(name) or f"/bin/{name}")
+    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    assert device.missing("nerfacc", no_cuda_needed) == (f"nerfacc compiles its CUDA kernels at first use, and there is no {tool} on PATH")
+    with pytest.raises(UserError, match=f"backend.march=nerfacc, but .* no {tool} on PATH; install .*nvcc.* or set backend.march=torch"):
+        device.choose("march", "nerfacc", no_cuda_needed)
+
+
+def test_nerfacc_whose_build_fails_is_said_and_the_twin_runs(monkeypatch, no_cuda_needed, caplog, tmp_path):
+    def broken(name):
+        raise RuntimeError("Error building extension 'nerfacc_cuda'\nnvcc: long output")
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(importlib, "import_module", broken)
+    monkeypatch.setattr(device, "warp_available", lambda: "the package warp-lang is not installed")
+    with caplog.at_level(logging.INFO, "neus"):
+        assert device.choose("march", "auto", no_cuda_needed) == "torch"
+    assert "nvcc compiles its CUDA kernels, once, which takes minutes" in caplog.messages[0]
+    assert caplog.messages[-1] == (
+        "backend of march: torch (no warp: the package warp-lang is not installed; "
+        "no nerfacc: it does not load (Error building extension 'nerfacc_cuda'))"
+    )
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch, no_cuda_needed):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert device.missing("tinycudann", no_cuda_needed) == "the package tinycudann is not installed"
+
+
+def test_the_log_names_what_a_backend_leaves_to_others(monkeypatch, no_cuda_needed, caplog):
+    monkeypatch.setattr(device, "_cuda_library", lambda name: "")
+    with caplog.at_level(logging.INFO, "neus"):
+        device.choose("composite", "nerfacc", no_cuda_needed)
+    assert caplog.messages == ["backend of composite: nerfacc, weights and sums; distortion by torch (forced by the config)"]
+
+
+@pytest.mark.parametrize("place", ["nerfacc_cuda", "py311_cu128/nerfacc_cuda"])
+def test_compiled_kernels_of_nerfacc_are_found(place, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = f"torch_extensions/{place}"
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "lock").touch()
+    assert not device.nerfacc_compiled()
+    (tmp_path / place / "nerfacc_cuda.so").touch()
+    assert device.nerfacc_compiled()
