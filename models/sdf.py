@@ -63,7 +63,8 @@ def by_differences(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, 
     n, k = len(x), len(tap)
     out, y = net.values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
     around = out[n:, 0].view(n, k)
-    grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
+    with torch.autocast(x.device.type, enabled=False):  # float16 holds none of a difference's digits
+        grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
     laplacian = (around.sum(1) - k * out[:n, 0]) * (6 / (k * eps**2))
     return out[:n], grad, y[:n], laplacian
 
