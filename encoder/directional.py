@@ -35,8 +35,8 @@ class _Harmonics(torch.autograd.Function):
         return _combine(real, imaginary, legendre, fade, bands)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @backward_float32
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         real, imaginary, legendre, fade = ctx.saved_tensors
         rows, top = grad.T.contiguous(), ctx.bands[-1]

@@ -423,8 +423,8 @@ class _EncodeBackward(torch.autograd.Function):
         return d_x, d_table
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @backward_float32
+    @torch.autograd.function.once_differentiable
     def backward(ctx, h: Tensor, _unused):
         d_y, x, table, jac = ctx.saved_tensors
         if h is None or jac is None:

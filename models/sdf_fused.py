@@ -49,8 +49,8 @@ class FusedSDF(torch.autograd.Function):
         return h, grad, y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     @backward_float32
+    @torch.autograd.function.once_differentiable
     def backward(ctx, d_out: Tensor | None, d_grad: Tensor | None, d_seen: Tensor | None):
         x, unit, y, jac, g_y, table, *rest = ctx.saved_tensors
         n = ctx.depth

@@ -256,8 +256,8 @@ class TransmittanceWeights(torch.autograd.Function):
         return weights, trans
 
     @staticmethod
-    @once_differentiable
     @backward_float32
+    @once_differentiable
     def backward(ctx, d_weights: Tensor | None, d_trans: Tensor | None):
         x, trans, offsets = ctx.saved_tensors
         d_x, none = torch.empty_like(x), x.new_empty(0)
@@ -281,8 +281,8 @@ class Accumulate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     @backward_float32
+    @once_differentiable
     def backward(ctx, d_out: Tensor):
         weights, values, offsets = ctx.saved_tensors
         needed = ctx.needs_input_grad[1] and not ctx.ones
@@ -309,8 +309,8 @@ class Composite(torch.autograd.Function):
         return out, weights
 
     @staticmethod
-    @once_differentiable
     @backward_float32
+    @once_differentiable
     def backward(ctx, d_out: Tensor | None, d_weights: Tensor | None):
         alphas, values, trans, offsets = ctx.saved_tensors
         channels = values.shape[1]
@@ -335,8 +335,8 @@ class Distortion(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     @backward_float32
+    @once_differentiable
     def backward(ctx, d_out: Tensor):
         weights, mids, lengths, offsets = ctx.saved_tensors
         size = len(weights) if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else 0

@@ -3,9 +3,11 @@
 Autocast casts some operations and not their in-place forms, and kernels take float32 alone. On the CPU nothing changes.
 """
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-forward_float32 = functools.partial(torch.amp.custom_fwd, device_type="cuda", cast_inputs=torch.float32)()
-backward_float32 = functools.partial(torch.amp.custom_bwd, device_type="cuda")()
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+forward_float32: _Decorator = torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+backward_float32: _Decorator = torch.amp.custom_bwd(device_type="cuda")
