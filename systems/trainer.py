@@ -130,12 +130,14 @@ class Trainer:
         self.skipped_in_row = in_row
 
     def _skip(self, new: int, in_row: int, terms: dict) -> None:
-        """Count steps that were not finite; terms: of the last one. Raises UserError after too many in a row."""
+        """Count `new` steps that were not finite, at most in_row of them in a row; terms: of the last step. Raises UserError at max_skipped."""
         self.skipped += new
         self.skipped_in_row = in_row
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["the gradient"]
-        where = f"step {self.clock.step}" if new == 1 and not self.scaler.is_enabled() else f"{new} steps up to {self.clock.step}"
-        log.warning("%s skipped: %s not finite (%d so far)", where, ", ".join(bad), self.skipped)
+        where = f"{new} steps up to {self.clock.step}" if self.scaler.is_enabled() else f"step {self.clock.step}"
+        overflow = self.amp and bad == ["the gradient"] and in_row < LOOK  # the scale of the loss is too high for float16, and is halved
+        message = "%s skipped: %s not finite (%d so far)"
+        log.log(logging.INFO if overflow else logging.WARNING, message, where, ", ".join(bad), self.skipped)
         if in_row >= self.cfg.trainer.max_skipped:
             raise UserError(
                 f"{in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input"
