@@ -1,6 +1,6 @@
 """Launches and host synchronisations of a training step, on a pretended CUDA device.
 
-    python -m tests.pretend.count --config confs/dtu-wmask.yaml [--steps 4] [--lines 12] [key=value ...]
+    python -m tests.pretend.count --config confs/dtu-wmask.yaml [--progress 0.8] [--lines 25] [key=value ...]
 
 Prints the counts of a step by phase, for a step with and one without a refresh, and the lines they come from. What is
 counted as a launch and as a wait stands in tests/pretend/device.py. The numbers do not depend on the machine; on the scene and the
@@ -103,12 +103,11 @@ def count_steps(
         trainer = Trainer(build_system(cfg, device, world), world, cfg, RunFolder(folder / "run"), device)
         trainer.clock.seconds = 1e-9  # not the first step of a run: no start from points
         trainer.clock.step = round(progress * cfg.trainer.max_steps) // every * every - 2
-        in_phase(tally, trainer.system, "before_step", "refresh")
-        in_phase(tally, trainer.system, "losses", "forward")
-        in_phase(tally, torch.Tensor, "backward", "backward")
-        in_phase(tally, trainer.optimizer, "step", "optimiser")
-        for method in ("step", "update"):
-            in_phase(tally, trainer.scaler, method, "optimiser")
+        for owner, method, name in (
+            (trainer.system, "before_step", "refresh"), (trainer.system, "losses", "forward"), (torch.Tensor, "backward", "backward"),
+            (trainer.optimizer, "step", "optimiser"), (trainer.scaler, "step", "optimiser"), (trainer.scaler, "update", "optimiser"),
+        ):  # fmt: skip
+            in_phase(tally, owner, method, name)
         made, real_after = trainer._batches, trainer._after_step
         trainer._batches = lambda: _Batches(made(), tally)  # type: ignore[method-assign, assignment, return-value]
 

@@ -61,6 +61,7 @@ def kernels_of(module: str) -> dict[str, tuple[Any, list[int]]]:
 
 
 @needs_warp
+@pytest.mark.slow
 @pytest.mark.parametrize("module", list(sources()))
 def test_every_kernel_compiles_for_cuda(module, tmp_path):
     import warp as wp

@@ -19,6 +19,7 @@ CASES = sorted(path.stem for path in HERE.glob("case_*.py"))
 SHARES = [["-k", "films"], ["-k", "not films"]]  # two processes, which take about as long
 pytestmark = [
     needs_warp,
+    pytest.mark.slow,
     pytest.mark.skipif(bool(hooks.reason_against()), reason=hooks.reason_against()),
     pytest.mark.timeout(1200),  # a minute where two cores are free
 ]
