@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from encoder.encoding import Encoding
+from utils.autocast import backward_float32, forward_float32
 
 
 def _chain(top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,6 +27,7 @@ class _Harmonics(torch.autograd.Function):
     """`harmonics` with its derivatives written out: by z a value's is its neighbour's polynomial, by x and y the power below."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, dirs: Tensor, fade: Tensor, a: Tensor, b: Tensor, diagonal: Tensor, bands: tuple[int, ...]) -> Tensor:
         real, imaginary, legendre = _factors(dirs, a, b, diagonal, bands)
         ctx.save_for_backward(real, imaginary, legendre, fade)
@@ -33,6 +35,7 @@ class _Harmonics(torch.autograd.Function):
         return _combine(real, imaginary, legendre, fade, bands)
 
     @staticmethod
+    @backward_float32
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         real, imaginary, legendre, fade = ctx.saved_tensors

@@ -15,6 +15,7 @@ from torch import Tensor
 from encoder import hashgrid_cpu
 from encoder.hashgrid import HashGridSpec
 from utils import warp_launch
+from utils.autocast import backward_float32, forward_float32
 
 wp.set_module_options({"enable_backward": False})
 
@@ -396,6 +397,7 @@ class _Encode(torch.autograd.Function):
     """y(x, table) as [L * F, N], once and twice differentiable."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int) -> Tensor:
         y, jac = forward(x, table, spec, n_levels, ctx.needs_input_grad[0])
         ctx.save_for_backward(x, table, jac)
@@ -403,6 +405,7 @@ class _Encode(torch.autograd.Function):
         return y
 
     @staticmethod
+    @backward_float32
     def backward(ctx, d_y: Tensor):
         x, table, jac = ctx.saved_tensors
         need_table = ctx.needs_input_grad[1] and _needed(ctx.next_functions[1][0])
@@ -420,6 +423,7 @@ def _needed(node: object) -> bool:
 
 class _EncodeBackward(torch.autograd.Function):
     @staticmethod
+    @forward_float32
     def forward(ctx, d_y: Tensor, x: Tensor, table: Tensor, jac: Tensor | None, spec: HashGridSpec, n_levels: int, need_table: bool):
         ctx.save_for_backward(d_y, x, table, jac)
         ctx.spec, ctx.n_levels = spec, n_levels
@@ -429,6 +433,7 @@ class _EncodeBackward(torch.autograd.Function):
         return d_x, d_table
 
     @staticmethod
+    @backward_float32
     @torch.autograd.function.once_differentiable
     def backward(ctx, h: Tensor, _unused):
         d_y, x, table, jac = ctx.saved_tensors

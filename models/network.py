@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from confs.model import VolumeConfig
 from encoder.encoding import Encoding
+from utils.autocast import backward_float32, forward_float32
 from utils.schedule import Ramp, ramp
 
 BETA = 100.0  # sharpness of the softplus: it rounds the relu over a width of 1/100
@@ -72,12 +73,14 @@ def output_layer(net: nn.Sequential) -> nn.Linear:
 
 class _TruncExp(torch.autograd.Function):
     @staticmethod
+    @forward_float32
     def forward(ctx, x: Tensor) -> Tensor:
         y = torch.exp(x.clamp(max=EXP_MAX))
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
+    @backward_float32
     def backward(ctx, d_y: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return d_y * y.clamp(max=GRAD_MAX)
@@ -90,11 +93,13 @@ def trunc_exp(x: Tensor) -> Tensor:
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
+    @forward_float32
     def forward(ctx, scale: Tensor, *values: Tensor):
         ctx.save_for_backward(scale)
         return tuple(v.view_as(v) for v in values)
 
     @staticmethod
+    @backward_float32
     def backward(ctx, *grads: Tensor):
         (scale,) = ctx.saved_tensors
         return None, *(None if g is None else g * scale.view(-1, *[1] * (g.dim() - 1)) for g in grads)

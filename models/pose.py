@@ -75,8 +75,9 @@ class CameraRefinement(nn.Module):
 
     def refine(self, rays: Rays, view: Tensor, radius: float) -> Rays:
         """Rays [R] of the views [R] (int64) from the refined cameras."""
-        w, shift = self.corrections()
-        return moved(rays, rotation(w).index_select(0, view), shift.index_select(0, view), radius)
+        with torch.autocast(rays.dirs.device.type, enabled=False):  # a product in float16 turns by pixels
+            w, shift = self.corrections()
+            return moved(rays, rotation(w).index_select(0, view), shift.index_select(0, view), radius)
 
     @torch.no_grad()
     def cameras(self, c2w: Tensor) -> Tensor:

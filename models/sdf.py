@@ -39,7 +39,7 @@ class SDFLike(Protocol):
 def by_autograd(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, None]:
     """(values [S, 1 + F], gradient of the first [S, 3], encoding, no Laplacian) of net.values, differentiable again."""
     again = torch.is_grad_enabled()  # else the values of each layer are freed on the way back
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):  # autocast reaches the way back too
         x = x if again and x.requires_grad else x.detach().requires_grad_(True)
         out, y = net.values(x, n_levels)
         (grad,) = torch.autograd.grad(out[:, 0].sum(), x, create_graph=again)
@@ -63,7 +63,8 @@ def by_differences(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, 
     n, k = len(x), len(tap)
     out, y = net.values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
     around = out[n:, 0].view(n, k)
-    grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
+    with torch.autocast(x.device.type, enabled=False):  # float16 holds none of a difference's digits
+        grad = (around @ tap) * (3 / (k * eps))  # sum of tap tap^T is k / 3
     laplacian = (around.sum(1) - k * out[:n, 0]) * (6 / (k * eps**2))
     return out[:n], grad, y[:n], laplacian
 

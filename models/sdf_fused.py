@@ -14,12 +14,14 @@ from encoder import hashgrid_warp
 from encoder.hashgrid import HashGridSpec
 from models import sdf_cpu
 from models.network import ACTIVATIONS
+from utils.autocast import backward_float32, forward_float32
 
 
 class FusedSDF(torch.autograd.Function):
     """(x [S, 3], table, ..., W_0, b_0, ..., W, b) -> (out [S, 1 + F], grad [S, 3], y [L * F, S])."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, radius: float, activation: str, *weights: Tensor):
         activate, _ = ACTIVATIONS[activation]
         unit = (x / (2 * radius) + 0.5).contiguous()
@@ -55,6 +57,7 @@ class FusedSDF(torch.autograd.Function):
         return h, grad, y
 
     @staticmethod
+    @backward_float32
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out: Tensor | None, d_grad: Tensor | None, d_seen: Tensor | None):
         x, unit, y, jac, g_y, table, *rest = ctx.saved_tensors

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from utils import warp_launch
+from utils.autocast import backward_float32, forward_float32
 
 wp.set_module_options({"enable_backward": False})
 WORTH_A_THREAD = 2**16  # samples; fewer are done before another thread has begun
@@ -245,6 +246,7 @@ class TransmittanceWeights(torch.autograd.Function):
     """x [S] (opacity, or optical depth when `optical`) -> (weights [S], transmittance [S])."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, x: Tensor, offsets: Tensor, early_stop: float, optical: bool) -> tuple[Tensor, Tensor]:
         weights, trans = torch.zeros_like(x), torch.zeros_like(x)
         _over_rays(_weights, [_f(x), _i(offsets), early_stop, int(optical)], [_f(weights), _f(trans)], offsets, len(x))
@@ -254,6 +256,7 @@ class TransmittanceWeights(torch.autograd.Function):
         return weights, trans
 
     @staticmethod
+    @backward_float32
     @once_differentiable
     def backward(ctx, d_weights: Tensor | None, d_trans: Tensor | None):
         x, trans, offsets = ctx.saved_tensors
@@ -267,6 +270,7 @@ class Accumulate(torch.autograd.Function):
     """weights [S], values [S, C] or None -> [R, C]."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, weights: Tensor, values: Tensor | None, offsets: Tensor) -> Tensor:
         ctx.ones = int(values is None)
         values = weights.new_empty(0, 1) if values is None else values
@@ -277,6 +281,7 @@ class Accumulate(torch.autograd.Function):
         return out
 
     @staticmethod
+    @backward_float32
     @once_differentiable
     def backward(ctx, d_out: Tensor):
         weights, values, offsets = ctx.saved_tensors
@@ -292,6 +297,7 @@ class Composite(torch.autograd.Function):
     """alphas [S], values [S, C] -> (sums [R, C], weights [S]): `TransmittanceWeights` and `Accumulate` in one walk each way."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, alphas: Tensor, values: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, Tensor]:
         out = values.new_empty(len(offsets) - 1, values.shape[1])
         weights, trans = torch.zeros_like(alphas), torch.zeros_like(alphas)
@@ -303,6 +309,7 @@ class Composite(torch.autograd.Function):
         return out, weights
 
     @staticmethod
+    @backward_float32
     @once_differentiable
     def backward(ctx, d_out: Tensor | None, d_weights: Tensor | None):
         alphas, values, trans, offsets = ctx.saved_tensors
@@ -320,6 +327,7 @@ class Distortion(torch.autograd.Function):
     """weights, midpoints, lengths [S] -> [R]."""
 
     @staticmethod
+    @forward_float32
     def forward(ctx, weights: Tensor, mids: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:
         out = weights.new_empty(len(offsets) - 1)
         _over_rays(_distortion, [_f(weights), _f(mids), _f(lengths), _i(offsets)], [_f(out)], offsets, len(weights))
@@ -327,6 +335,7 @@ class Distortion(torch.autograd.Function):
         return out
 
     @staticmethod
+    @backward_float32
     @once_differentiable
     def backward(ctx, d_out: Tensor):
         weights, mids, lengths, offsets = ctx.saved_tensors

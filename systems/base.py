@@ -193,12 +193,14 @@ class RaySystem:
             try:
                 parts.append(self.model.render(rays[slice(start, start + chunk)], context).render)
                 start += chunk
+                continue
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if chunk <= 64:
-                    raise UserError("CUDA is out of memory rendering 64 rays; lower model.grid.log2_size") from None
-                chunk //= 2
-                log.warning("CUDA is out of memory: rendering %d rays at once (trainer.chunk)", chunk)
+                pass  # inside this block the traceback still holds the tensors of the chunk
+            torch.cuda.empty_cache()
+            if chunk <= 64:
+                raise UserError("CUDA is out of memory rendering 64 rays; lower model.grid.log2_size")
+            chunk //= 2
+            log.warning("CUDA is out of memory: rendering %d rays at once (trainer.chunk)", chunk)
         whole: dict[str, Any] = {}
         for name in (f.name for f in fields(Render)):
             column = [getattr(part, name) for part in parts]

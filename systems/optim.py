@@ -23,44 +23,107 @@ def lazy_adam_torch(p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: f
     p[rows] -= lr / (1 - b1**step) * m[rows] / (v[rows].sqrt() / math.sqrt(1 - b2**step) + eps)
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's AdamW, and the lazy update for groups with `lazy=True` (2-D parameters, no weight decay)."""
+def lazy_adam_scaled_torch(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr: float, b1: float, b2: float, eps: float, step: Tensor, scale: Tensor, skip: Tensor
+) -> None:
+    """`lazy_adam_torch` of g / scale, where skip is 0, without a look at any value; the specification of the kernel for CUDA.
 
-    def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, backend: str = "torch"):
-        super().__init__([{"lazy": False, **g} for g in groups], betas=betas, eps=eps, weight_decay=0.0, foreach=False)
-        self.backend = backend
+    step, scale, skip [] float32: steps taken with this one, the factor on the loss, and whether to do nothing.
+    """
+    rows = (g != 0).any(1, keepdim=True) & (skip == 0)
+    gr = g / scale
+    m.copy_(torch.where(rows, b1 * m + (1 - b1) * gr, m))
+    v.copy_(torch.where(rows, b2 * v + (1 - b2) * gr * gr, v))
+    p.sub_(torch.where(rows, lr / (1 - b1**step) * m / (v.sqrt() / (1 - b2**step).sqrt() + eps), 0.0))
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, and the lazy update for groups with `lazy=True` (2-D parameters, no weight decay).
+
+    on_card: the parameters lie on a CUDA device. Dense groups then take torch's fused kernel, the number of steps lies on the
+    device too, and torch's GradScaler hands over its scale and whether a gradient is not finite: such a step changes nothing and
+    is counted there (`take_skipped`), so that a step never waits for the device.
+    """
+
+    # how a group is updated; a checkpoint of the other device does not change it
+    OWN = ("lazy", "fused", "foreach", "capturable", "differentiable", "maximize", "amsgrad")
+
+    def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, backend: str = "torch", on_card: bool = False):
+        groups = [{"lazy": False, **g} for g in groups]
+        super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0, foreach=False, fused=on_card or None)
+        self.backend, self.on_card = backend, on_card
+        self._skipped: Tensor | None = None  # [3] on the device: steps left out, of them the last in a row, the longest row
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
         tables = [(p, group) for group in self.param_groups if group["lazy"] for p in group["params"] if p.grad is not None]
         grads = [p.grad for p, _ in tables]
+        skip = self._count_skipped() if self.on_card else None
         for p, group in tables:
-            self._lazy(p, group)
+            self._lazy(p, group, skip)
             p.grad = None  # torch's step passes it over
         super().step(closure)
         for (p, _), grad in zip(tables, grads):
             p.grad = grad
 
-    def _lazy(self, p: Tensor, group: dict) -> None:
-        update = lazy_adam_torch
-        if self.backend == "warp":
-            from systems.optim_warp import lazy_adam_warp as update
+    def _lazy(self, p: Tensor, group: dict, skip: Tensor | None) -> None:
         state = self.state[p]
         if not state:
-            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        state["step"] += 1
+            state.update(
+                step=torch.zeros((), device=p.device if self.on_card else "cpu"),
+                exp_avg=torch.zeros_like(p),
+                exp_avg_sq=torch.zeros_like(p),
+            )
         assert p.grad is not None
         b1, b2 = group["betas"]
-        update(p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], b1, b2, group["eps"], int(state["step"]))
+        given = p, p.grad, state["exp_avg"], state["exp_avg_sq"], group["lr"], b1, b2, group["eps"]
+        if skip is None:
+            state["step"] += 1
+            update = lazy_adam_torch
+            if self.backend == "warp":
+                from systems.optim_warp import lazy_adam_warp as update
+            update(*given, int(state["step"]))
+        else:
+            state["step"] += 1 - skip
+            scaled = lazy_adam_scaled_torch
+            if self.backend == "warp":
+                from systems.optim_warp import lazy_adam_scaled_warp as scaled
+            scale = getattr(self, "grad_scale", None)
+            scaled(*given, state["step"], torch.ones_like(skip) if scale is None else scale, skip)
+
+    def _count_skipped(self) -> Tensor:
+        """[] float32 on the device: 1 where this step is to be left out, which is counted."""
+        found = getattr(self, "found_inf", None)
+        device = next(p.device for group in self.param_groups for p in group["params"])
+        skip = torch.zeros((), device=device) if found is None else found.reshape(())
+        if self._skipped is None:
+            self._skipped = torch.zeros(3, device=device)
+        self._skipped[:2] += skip
+        self._skipped[1] *= skip
+        torch.maximum(self._skipped[2], self._skipped[1], out=self._skipped[2])
+        return skip
+
+    def take_skipped(self) -> tuple[int, int, int]:
+        """(steps left out, the last of them in a row, the longest row) since the last call; waits for the device. 0 on the CPU."""
+        if self._skipped is None:
+            return 0, 0, 0
+        total, row, longest = (int(n) for n in self._skipped.tolist())
+        self._skipped[0] = 0
+        self._skipped[2] = self._skipped[1]
+        return total, row, longest
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Also of the other device, and of a version without lazy updates there. Raises ValueError where the groups differ."""
+        saved = state_dict["param_groups"]
+        if len(saved) == len(self.param_groups):
+            kept = [{k: group[k] for k in self.OWN if k in group} for group in self.param_groups]
+            state_dict = {**state_dict, "param_groups": [{**a, **b} for a, b in zip(saved, kept)]}
+        super().load_state_dict(state_dict)
 
 
-def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> Optimizer:
-    """On CUDA torch's fused AdamW (bandwidth is no matter there); on the CPU ours."""
-    if device.type == "cuda":
-        return torch.optim.AdamW(
-            [{k: v for k, v in g.items() if k != "lazy"} for g in groups], betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps, fused=True
-        )
-    return AdamW(groups, (cfg.betas[0], cfg.betas[1]), cfg.eps, backend)
+def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> AdamW:
+    """The same on every device; backend: of the lazy update."""
+    return AdamW(groups, (cfg.betas[0], cfg.betas[1]), cfg.eps, backend, on_card=device.type == "cuda")
 
 
 def rate(cfg: OptimConfig, progress: float) -> float:

@@ -49,14 +49,14 @@ class Job:
 
 def prepare(config: str | None, resume: str | None, overrides: list[str], preset: str | None = None) -> Job:
     """The job that the command line describes. A checkpoint brings its own config; overrides may change what a preset sets."""
-    if preset:
-        device = next((word.split("=")[1] for word in overrides if word.startswith("trainer.device=")), "auto")
-        overrides = [*PRESETS[preset][pick_device(device).type], *overrides]
     state, path, saved = None, None, None
     if resume:
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
         saved = state["config"]
+    if preset:
+        wanted = load_config(config, overrides, saved).trainer.device
+        overrides = [*PRESETS[preset][pick_device(wanted).type], *overrides]
     cfg = load_config(config, overrides, saved)
     fixed = list(overrides)
     if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout

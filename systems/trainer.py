@@ -25,6 +25,7 @@ from utils.rays import RayBatch, Scene
 
 log = logging.getLogger("neus")
 VERSION = "0.2.0"
+LOOK = 16  # steps between looks at what a CUDA device left out; the sampler's refresh waits for it as often
 
 
 @dataclass
@@ -47,13 +48,16 @@ class Trainer:
         system.prepare(scene)
         self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda" and cfg.trainer.amp)
+        self.amp = device.type == "cuda" and cfg.trainer.amp
+        first, interval = (2.0**16, 2000) if self.amp else (1.0, 2**31 - 1)  # without amp it only finds what is not finite
+        self.scaler = torch.amp.GradScaler("cuda", first, growth_interval=interval, enabled=device.type == "cuda")
         self.validator = Validator(system, scene, cfg, run, device)
         self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
         self.rate = self.saved_at = 0.0
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
+        self.terms: dict[str, torch.Tensor] = {}  # of the last step, where skipped steps are looked for later (CUDA)
         self.stop_signal = 0
 
     def train(self) -> bool:
@@ -74,26 +78,18 @@ class Trainer:
                 self.scheduler.step(self.progress)
                 self.average.after_step(self.clock.step, self.progress)
                 self._after_step(terms, len(batch.rays), time.perf_counter() - began)
+        self._look_for_skipped()
         if not self.stop_signal:
             self.average.take()
         self.save()
         return not self.stop_signal
 
     def _attempt(self, batch: RayBatch) -> dict[str, torch.Tensor]:
-        """Forward, backward and update; a non-finite step changes nothing and is counted, CUDA out of memory halves the rays."""
-        try:
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", enabled=self.scaler.is_enabled()):
-                terms = self.system.losses(batch, self.progress)
-            loss = torch.stack(list(terms.values())).sum()
-            self.scaler.scale(loss).backward()
-            if self._finite(loss):
-                self.scaler.step(self.optimizer)
-                self.skipped_in_row = 0
-            else:
-                self._skip(terms)
-            self.scaler.update()
-        except torch.OutOfMemoryError:
+        """A step; CUDA out of memory halves the rays."""
+        terms = None
+        with contextlib.suppress(torch.OutOfMemoryError):
+            terms = self._step(batch)
+        if terms is None:  # not in an `except`, where the traceback still holds the step's tensors
             self._halve_rays()
             return {}
         samples = self.system.stats["samples"]
@@ -101,24 +97,54 @@ class Trainer:
         self.n_rays = int(max(16, min(0.9 * self.n_rays + 0.1 * min(target, 10 * self.n_rays), self.cfg.trainer.max_rays)))
         return terms
 
+    def _step(self, batch: RayBatch) -> dict[str, torch.Tensor]:
+        """Forward, backward and update; a non-finite step changes nothing and is counted."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", enabled=self.amp):
+            terms = self.system.losses(batch, self.progress)
+        loss = torch.stack(list(terms.values())).sum()
+        if self.scaler.is_enabled():  # CUDA: what is not finite is found and left out on the device, and read later
+            self.scaler.scale(loss).backward(1 + 0 * loss.detach())  # a loss that is not finite makes every gradient so
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.terms = {name: value.detach() for name, value in terms.items()}
+            return terms
+        loss.backward()
+        if self._finite(loss):
+            self.optimizer.step()
+            self.skipped_in_row = 0
+        else:
+            self._skip(1, self.skipped_in_row + 1, terms)
+        return terms
+
     def _finite(self, loss: torch.Tensor) -> bool:
-        """Whether loss and gradients are finite. GradScaler checks on CUDA; a disabled scaler never skips a step."""
-        if self.scaler.is_enabled():
-            return True
+        """Whether loss and gradients are finite; waits for the device."""
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         return bool(torch.isfinite(loss)) and bool(torch.isfinite(torch.stack([g.sum() for g in grads])).all())
 
-    def _skip(self, terms: dict) -> None:
-        self.skipped += 1
-        self.skipped_in_row += 1
+    def _look_for_skipped(self) -> None:
+        """Take in the steps that the optimiser left out on a CUDA device since the last look, which waits for it."""
+        new, in_row, longest = self.optimizer.take_skipped()
+        if new:
+            self._skip(new, longest, self.terms)
+        self.skipped_in_row = in_row
+
+    def _skip(self, new: int, in_row: int, terms: dict) -> None:
+        """Count `new` steps that were not finite, at most in_row of them in a row; terms: of the last step. Raises UserError at max_skipped."""
+        self.skipped += new
+        self.skipped_in_row = in_row
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["the gradient"]
-        log.warning("step %d skipped: %s not finite (%d so far)", self.clock.step, ", ".join(bad), self.skipped)
-        if self.skipped_in_row >= self.cfg.trainer.max_skipped:
+        where = f"{new} steps up to {self.clock.step}" if self.scaler.is_enabled() else f"step {self.clock.step}"
+        overflow = self.amp and bad == ["the gradient"] and in_row < LOOK  # the scale of the loss is too high for float16, and is halved
+        message = "%s skipped: %s not finite (%d so far)"
+        log.log(logging.INFO if overflow else logging.WARNING, message, where, ", ".join(bad), self.skipped)
+        if in_row >= self.cfg.trainer.max_skipped:
             raise UserError(
-                f"{self.skipped_in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input"
+                f"{in_row} steps in a row were not finite (term: {', '.join(bad)}); lower optim.lr, or look for bad pixels in the input"
             )
 
     def _halve_rays(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if self.n_rays <= 16:
             raise UserError("CUDA is out of memory with 16 rays a step; lower model.grid.log2_size or trainer.target_samples")
@@ -144,6 +170,8 @@ class Trainer:
 
     def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
         cfg, stats = self.cfg.trainer, self.system.stats
+        if self.clock.step % LOOK == 0:
+            self._look_for_skipped()
         self.rate = 0.95 * (self.rate or n_rays / seconds) + 0.05 * n_rays / seconds
         if self.clock.step % cfg.log_every == 0 and terms:
             terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
@@ -197,11 +225,12 @@ class Trainer:
         return {
             "version": VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
             "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "rng": rng, "average": self.average.state(),
+            "scaler": self.scaler.state_dict() if self.amp else {}, "rng": rng, "average": self.average.state(),
         }  # fmt: skip
 
     def save(self) -> Path:
         """Write ckpt/last.pt; the older one stays until the new one is complete."""
+        self._look_for_skipped()
         path = self.run / "ckpt/last.pt"
         checkpoint.save_checkpoint(path, self.state())
         self.saved_at = self.clock.seconds
@@ -212,7 +241,8 @@ class Trainer:
         checkpoint.load_weights(self.system.model, state["model"], path)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"]) if self.scaler.is_enabled() and state["scaler"] else None
+            if self.amp and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
             self.clock = Clock(int(state["step"]), float(state["trained_seconds"]))
             self.n_rays, self.skipped = int(state["n_rays"]), int(state["skipped"])
             self.average.load(state.get("average", {}))

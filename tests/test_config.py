@@ -4,12 +4,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
 
 import confs.load as load_module
 from confs.effects import EFFECTS
 from confs.load import known_keys, load_config, to_yaml
 from confs.model import METHOD_CONFIGS
 from confs.recipes import PRESETS
+from systems import run as commands
 from tests.benchmarks.recipes import RECIPES
 from utils.errors import UserError
 from utils.schedule import Ramp, ramp
@@ -173,6 +175,16 @@ def test_the_config_of_a_checkpoint_reads_no_environment_and_expands_no_aliases(
 def test_a_preset_is_not_stopped_by_the_minutes_of_a_config():
     cfg = load_config("confs/demo.yaml", PRESETS["fast"]["cuda"])
     assert cfg.trainer.max_minutes is None and cfg.trainer.max_steps == 10000
+
+
+def test_a_preset_is_that_of_the_device_the_run_is_on(tmp_path, monkeypatch):
+    """Regression: with trainer.device=cpu in the file, a machine with a card trained its 10,000 steps on the CPU."""
+    monkeypatch.setattr(commands, "pick_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    (tmp_path / "mine.yaml").write_text(f"base: {Path('confs/demo.yaml').resolve()}\ntrainer: {{device: cpu}}\n")
+    on_cpu = commands.prepare(str(tmp_path / "mine.yaml"), None, ["dataset.name=dtu"], "fast").cfg.trainer
+    assert (on_cpu.max_minutes, on_cpu.target_samples) == (3, 16384)
+    on_card = commands.prepare("confs/demo.yaml", None, ["dataset.name=dtu"], "fast").cfg.trainer
+    assert (on_card.max_minutes, on_card.max_steps, on_card.target_samples) == (None, 10000, 262144)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from confs.schema import OptimConfig
-from systems.optim import AdamW, Average, lazy_adam_torch, rate
+from systems.optim import AdamW, Average, lazy_adam_scaled_torch, lazy_adam_torch, make_optimizer, rate
 from tests.conftest import needs_warp
 
 
@@ -34,6 +34,62 @@ def test_lazy_is_adam_on_touched_rows_and_leaves_the_others():
         lazy.step()
         dense.step()
     assert torch.equal(p[1::2], before[1::2]) and torch.allclose(p[::2], q[::2], atol=1e-6)
+
+
+def test_a_group_without_weight_decay_has_none():
+    p, q = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2))
+    optimizer = make_optimizer(
+        [{"params": [p], "lr": 0.1}, {"params": [q], "lr": 0.1, "lazy": True}], OptimConfig(), torch.device("cpu"), "torch"
+    )
+    for parameter in (p, q):
+        parameter.grad = torch.zeros(3, 2)
+    optimizer.step()
+    assert torch.equal(p, torch.ones(3, 2)) and torch.equal(q, torch.ones(3, 2))
+
+
+def test_the_state_of_a_dense_optimiser_goes_on():
+    """Regression: a checkpoint written on CUDA, where tables had been updated densely, ended in KeyError 'lazy'."""
+    p, q = (torch.nn.Parameter(torch.randn(5, 2)) for _ in range(2))
+    dense = torch.optim.AdamW([{"params": [p], "lr": 0.2}, {"params": [q], "lr": 0.3}], fused=True)
+    for parameter in (p, q):
+        parameter.grad = torch.randn(5, 2)
+    dense.step()
+    groups = [{"params": [p], "lr": 0.1, "lazy": True}, {"params": [q], "lr": 0.1}]
+    ours = make_optimizer(groups, OptimConfig(), torch.device("cpu"), "torch")
+    ours.load_state_dict(dense.state_dict())
+    assert [g["lazy"] for g in ours.param_groups] == [True, False] and [g["lr"] for g in ours.param_groups] == [0.2, 0.3]
+    assert not any(g["fused"] for g in ours.param_groups)
+    before = p.detach().clone()
+    p.grad[1:] = 0
+    ours.step()
+    assert float(ours.state[p]["step"]) == 2 and torch.equal(p[1:], before[1:]) and not torch.equal(p[0], before[0])
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        ours.load_state_dict(torch.optim.AdamW([p, q]).state_dict())
+
+
+@needs_warp
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_the_kernel_of_scaled_gradients_against_its_twin(width):
+    """With values on the device for the step, the scale and whether to skip; scale 1 is the plain step."""
+    from systems.optim_warp import lazy_adam_scaled_warp
+
+    states = []
+    for update in (lazy_adam_torch, lazy_adam_scaled_torch, lazy_adam_scaled_warp):
+        torch.manual_seed(1)
+        p, m, v = torch.randn(500, width), torch.zeros(500, width), torch.zeros(500, width)
+        for step in range(1, 5):
+            g = torch.randn(500, width) * (torch.rand(500, 1) < 0.2)
+            if update is lazy_adam_torch:
+                update(p, g, m, v, 0.01, 0.9, 0.99, 1e-15, step)
+                continue
+            scale = torch.tensor(256.0)
+            update(p, g * scale, m, v, 0.01, 0.9, 0.99, 1e-15, torch.tensor(float(step)), scale, torch.tensor(0.0))
+            kept = [x.clone() for x in (p, m, v)]
+            update(p, g * torch.inf, m, v, 0.01, 0.9, 0.99, 1e-15, torch.tensor(float(step)), scale, torch.tensor(1.0))
+            assert all(torch.equal(a, b) for a, b in zip(kept, (p, m, v)))
+        states.append((p, m, v))
+    for a, b, c in zip(*states):
+        assert (b - a).abs().max() <= 2e-5 * a.abs().max() and (c - a).abs().max() <= 2e-5 * a.abs().max()
 
 
 @needs_warp

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,48 @@ def test_one_bad_step_is_skipped_and_counted(tiny_scene, tmp_path, monkeypatch):
     monkeypatch.setattr(t.system, "losses", sometimes)
     assert t.train() and t.skipped == 1 and t.skipped_in_row == 0
     assert all(torch.isfinite(p).all() for p in t.system.model.parameters())
+
+
+class Freed(torch.Tensor):
+    """A tensor that can be watched."""
+
+
+def out_of_memory_once(owner, method, monkeypatch):
+    """Let the first call of a method run out of memory while it holds a tensor; returns what emptying the cache finds of that."""
+    real, held, found = getattr(owner, method), [], []
+
+    def first_fails(*args, **kwargs):
+        if not held:
+            large = torch.zeros(1).as_subclass(Freed)
+            held.append(weakref.ref(large))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, first_fails)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: found.append(held[0]()))
+    return found
+
+
+def test_the_cache_is_emptied_when_nothing_holds_the_step_any_more(tiny_scene, tmp_path, monkeypatch):
+    """Regression: inside `except` the traceback still held all tensors of the step, so nothing could be given back."""
+    t = trainer(config(tiny_scene, tmp_path, "trainer.max_steps=3"), tmp_path / "run")
+    found = out_of_memory_once(t.system, "losses", monkeypatch)
+    assert t.train() and found == [None] and t.clock.step == 3
+    assert t.n_rays < 64
+
+
+def test_a_view_that_runs_out_of_memory_is_rendered_in_smaller_parts(tiny_scene, tmp_path, monkeypatch):
+    from process_data.rays import view_rays
+
+    t = trainer(config(tiny_scene, tmp_path), tmp_path / "run")
+    rays = view_rays(t.scene.cameras, 0, 1.0)
+    expected = t.system.render_view(rays, torch.zeros(3), chunk=1024).rgb
+    found = out_of_memory_once(t.system.model, "render", monkeypatch)
+    assert torch.allclose(t.system.render_view(rays, torch.zeros(3), chunk=1024).rgb, expected, atol=1e-6) and found == [None]
+    found = out_of_memory_once(t.system.model, "render", monkeypatch)
+    with pytest.raises(UserError, match="out of memory rendering 64 rays"):
+        t.system.render_view(rays, torch.zeros(3), chunk=64)
+    assert found == [None]
 
 
 @pytest.mark.slow
