@@ -42,6 +42,7 @@ class Background(nn.Module):
         self.cfg, self.levels = cfg, ramp(cfg.levels)
         self.proposal, self.field, self.radiance = proposal, field, radiance
         self.estimator = PropNetEstimator(floor=UNIFORM)
+        self.every_ray = False  # in training: shapes that do not depend on what is opaque
 
     def forward(self, rays: Rays, opacity: Tensor, context: RenderContext) -> BackgroundOutput:
         """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE, or all (context.full_background).
@@ -49,7 +50,10 @@ class Background(nn.Module):
         Cameras get no gradient through the background: it is blurred where few views see it.
         """
         with torch.no_grad():
-            chosen = torch.nonzero((opacity < OPAQUE) | context.full_background)[:, 0]
+            if self.every_ray and context.training:
+                chosen = torch.arange(len(rays), device=opacity.device)
+            else:
+                chosen = torch.nonzero((opacity < OPAQUE) | context.full_background)[:, 0]
             some = rays[chosen]  # without gradient
             beside = BESIDE * -(some.origins * some.dirs).sum(-1)  # of the distance to the point nearest the centre
             start = torch.where(some.near < some.far, some.far, torch.maximum(beside, some.near)).clamp(min=1e-2)

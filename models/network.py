@@ -50,7 +50,10 @@ class MLP(nn.Sequential):
         if self.backend == "warp" and x.dtype == torch.float32:
             from models.mlp_cpu import FusedMLP
 
-            out = FusedMLP.apply(x.reshape(-1, x.shape[-1]), *self.parameters())
+            weights = [
+                w for layer in self if isinstance(layer, nn.Linear) for w in (layer.weight, layer.bias)
+            ]  # weight norm: computed here
+            out = FusedMLP.apply(x.reshape(-1, x.shape[-1]), *weights)
             return out.view(*x.shape[:-1], out.shape[-1])
         return super().forward(x)
 

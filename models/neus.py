@@ -71,10 +71,10 @@ class NeuS(Method):
 
     def hold(self, room: int) -> bool:
         """The sharpness is that of the last refresh of the occupancy grid where it decides lengths."""
-        if not (
-            isinstance(self.sampler, OccupancyGrid) and self.sampler.backend == self.composite_backend == "warp" and self.background is None
-        ):
+        if not (isinstance(self.sampler, OccupancyGrid) and self.sampler.backend == self.composite_backend == "warp"):
             return False
+        if self.background is not None:
+            self.background.every_ray = True
         self.sampler.room = room
         self.known_inv_s = float(self.variance().detach())
         return True
@@ -91,8 +91,10 @@ class NeuS(Method):
     @torch.no_grad()
     def before_step(self, step: int, context: RenderContext) -> None:
         """Refresh the occupancy grid with the density relative to that on the surface, within the margin of each point."""
+        if not self.sampler.due(step):
+            return
         inv_s = self.inv_s(context)
-        if self.known_inv_s is not None and self.sampler.due(step):
+        if self.known_inv_s is not None:
             self.known_inv_s = float(inv_s)
         reach = self.sampler.margin * self.sampler.cell if isinstance(self.sampler, OccupancyGrid) else 0.0
 

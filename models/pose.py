@@ -34,7 +34,11 @@ def rotation(w: Tensor) -> Tensor:
     x, y, z = w.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).view(-1, 3, 3)
-    return torch.linalg.matrix_exp(cross)
+    square = (w * w).sum(-1)[:, None, None]  # Rodrigues' formula; by its series where the angle is small
+    angle = square.clamp(min=1e-4).sqrt()
+    a = torch.where(square < 1e-4, 1 - square / 6 + square**2 / 120, torch.sin(angle) / angle)
+    b = torch.where(square < 1e-4, 0.5 - square / 24 + square**2 / 720, (1 - torch.cos(angle)) / angle**2)
+    return torch.eye(3, dtype=w.dtype, device=w.device) + a * cross + b * (cross @ cross)
 
 
 def moved(rays: Rays, turn: Tensor, shift: Tensor, radius: float) -> Rays:

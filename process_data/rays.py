@@ -69,14 +69,20 @@ class RayDataset(Dataset):
         return torch.randint(self.total, (n_rays,), generator=generator)
 
     def draw_points(self, step: int) -> Tensor | None:
-        """N_POINTS of the scene's points [P, 3], with replacement; None where it has none."""
+        """[N_POINTS] int64, of the scene's points, with replacement; None where it has none."""
         if self.points is None:
             return None
         generator = torch.Generator().manual_seed(_mix(self.seed + 1, step))
-        return self.points[torch.randint(len(self.points), (N_POINTS,), generator=generator).to(self.device)]
+        return torch.randint(len(self.points), (N_POINTS,), generator=generator)
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
-        drawn = self.draw(*item).to(self.device, non_blocking=True)
+        points = self.draw_points(item[0])
+        return self.batch(
+            self.draw(*item).to(self.device, non_blocking=True), None if points is None else points.to(self.device, non_blocking=True)
+        )
+
+    def batch(self, drawn: Tensor, points: Tensor | None) -> RayBatch:
+        """The rays of the drawn pixels [R] and the drawn points [P], both int64 and on `device`."""
         index = torch.searchsorted(self.ends, drawn, right=True)
         pixel = drawn - self.starts.index_select(0, index)
         view = self.train.index_select(0, index)
@@ -87,7 +93,8 @@ class RayDataset(Dataset):
         flat = (view * self.cameras.height + v) * self.cameras.width + u
         rgb = self._colours(flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
-        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, self.draw_points(item[0]))
+        chosen = None if points is None or self.points is None else self.points[points]
+        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, chosen)
 
     def _colours(self, flat: Tensor) -> Tensor:
         """[R, 3] uint8 of the pixels [R], those at a mask's edge repaired (`process_data/edges.py`)."""

@@ -105,6 +105,10 @@ class RaySystem:
         grids = [{"name": name, "params": p, "lr": lr, "weight_decay": 0.0, "lazy": True} for name, p, lr in lazy if p]
         return [*grids, {"name": "networks", "params": networks, "lr": o.lr, "weight_decay": o.weight_decay}, *own, *photographs]
 
+    def due(self, step: int) -> bool:
+        """Whether the sampler is refreshed before this step."""
+        return self.model.sampler is not None and self.model.sampler.due(step)
+
     def before_step(self, step: int, progress: float) -> None:
         """Refresh the sampler."""
         self.model.before_step(step, self.model.context(progress, training=True))

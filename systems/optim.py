@@ -50,7 +50,7 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, backend: str = "torch", on_card: bool = False):
         groups = [{"lazy": False, **g} for g in groups]
-        super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0, foreach=False, fused=on_card or None)
+        super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0, foreach=False, fused=on_card or None, capturable=on_card)
         self.backend, self.on_card = backend, on_card
         self._skipped: Tensor | None = None  # [3] on the device: steps left out, of them the last in a row, the longest row
 

@@ -15,6 +15,7 @@ from confs.load import to_yaml
 from confs.schema import Config
 from process_data.rays import ray_loader
 from systems.base import RaySystem
+from systems.graph import ROOM, StepGraph
 from systems.optim import Average, Scheduler, make_optimizer
 from systems.validate import Validator
 from utils import checkpoint
@@ -57,12 +58,13 @@ class Trainer:
         self.rate = self.saved_at = 0.0
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
-        self.terms: dict[str, torch.Tensor] = {}  # of the last step, where skipped steps are looked for later (CUDA)
+        self.terms: dict[str, torch.Tensor] = {}  # of the last step
+        self.graph: StepGraph | None = None
         self.stop_signal = 0
 
     def train(self) -> bool:
         """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
-        self.batches = self._batches()
+        self.prepare()
         if self.clock.step == 0 and not self.clock.seconds:
             began = time.perf_counter()
             self.system.begin(self.scene)
@@ -71,51 +73,62 @@ class Trainer:
             while self.progress < 1 and not self.stop_signal:
                 began = time.perf_counter()
                 self.system.before_step(self.clock.step, self.progress)
-                batch = next(self.batches)
-                terms = self._attempt(batch)
+                n_rays = self.graph.step() if self.graph else self.attempt(next(self.batches))
                 self.clock.step += 1
                 self.clock.seconds += time.perf_counter() - began
                 self.scheduler.step(self.progress)
                 self.average.after_step(self.clock.step, self.progress)
-                self._after_step(terms, len(batch.rays), time.perf_counter() - began)
+                self._after_step(n_rays, time.perf_counter() - began)
         self._look_for_skipped()
         if not self.stop_signal:
             self.average.take()
         self.save()
         return not self.stop_signal
 
-    def _attempt(self, batch: RayBatch) -> dict[str, torch.Tensor]:
-        """A step; CUDA out of memory halves the rays."""
-        terms = None
+    def prepare(self) -> None:
+        """Batches from the step in hand on; on CUDA steps as a graph, where the system can hold its shapes."""
+        self.batches = self._batches()
+        room = int(ROOM * self.cfg.trainer.target_samples)
+        graphed = self.device.type == "cuda" and self.cfg.trainer.graph and self.system.hold(room)
+        self.graph = StepGraph(self) if graphed else None
+
+    def attempt(self, batch: RayBatch) -> int:
+        """A step, its terms in `terms`; CUDA out of memory halves the rays. Returns the number of rays."""
+        done = False
         with contextlib.suppress(torch.OutOfMemoryError):
-            terms = self._step(batch)
-        if terms is None:  # not in an `except`, where the traceback still holds the step's tensors
+            self.update(batch, self.progress)
+            done = True
+        if not done:  # not in an `except`, where the traceback still holds the step's tensors
+            self.terms = {}
             self._halve_rays()
-            return {}
+        elif not self.system.held:
+            self._follow_samples()
+        return len(batch.rays)
+
+    def _follow_samples(self) -> None:
         samples = self.system.stats["samples"]
         target = self.n_rays * self.cfg.trainer.target_samples / max(samples, 1)
         self.n_rays = int(max(16, min(0.9 * self.n_rays + 0.1 * min(target, 10 * self.n_rays), self.cfg.trainer.max_rays)))
-        return terms
 
-    def _step(self, batch: RayBatch) -> dict[str, torch.Tensor]:
+    def update(self, batch: RayBatch, progress: float) -> None:
         """Forward, backward and update; a non-finite step changes nothing and is counted."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", enabled=self.amp):
-            terms = self.system.losses(batch, self.progress)
+            terms = self.system.losses(batch, progress)
         loss = torch.stack(list(terms.values())).sum()
         if self.scaler.is_enabled():  # CUDA: what is not finite is found and left out on the device, and read later
             self.scaler.scale(loss).backward(1 + 0 * loss.detach())  # a loss that is not finite makes every gradient so
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.terms = {name: value.detach() for name, value in terms.items()}
-            return terms
+            return
         loss.backward()
         if self._finite(loss):
             self.optimizer.step()
             self.skipped_in_row = 0
         else:
             self._skip(1, self.skipped_in_row + 1, terms)
-        return terms
+        self.terms = {name: value.detach() for name, value in terms.items()}
 
     def _finite(self, loss: torch.Tensor) -> bool:
         """Whether loss and gradients are finite; waits for the device."""
@@ -159,22 +172,23 @@ class Trainer:
 
     def _batches(self) -> Iterator[RayBatch]:
         cfg = self.cfg
-        loader = ray_loader(
+        self.loader = ray_loader(
             self.scene, self.seed, self.clock.step, lambda: self.n_rays, cfg.model.radius, self.device, cfg.dataset.clean_edges
         )
-        return iter(loader)
+        return iter(self.loader)
 
     @property
     def seed(self) -> int:
         return self.cfg.seed or 0
 
-    def _after_step(self, terms: dict, n_rays: int, seconds: float) -> None:
-        cfg, stats = self.cfg.trainer, self.system.stats
+    def _after_step(self, n_rays: int, seconds: float) -> None:
+        cfg = self.cfg.trainer
         if self.clock.step % LOOK == 0:
             self._look_for_skipped()
         self.rate = 0.95 * (self.rate or n_rays / seconds) + 0.05 * n_rays / seconds
-        if self.clock.step % cfg.log_every == 0 and terms:
-            terms = {f"loss/{k}": float(v.detach()) for k, v in terms.items()}
+        if self.clock.step % cfg.log_every == 0 and self.terms:
+            terms = {f"loss/{k}": float(v) for k, v in self.terms.items()}
+            stats = {k: float(v) for k, v in self.system.stats.items()}
             loss = sum(terms.values())
             values = {**terms, "loss": loss, **stats, **self.system.slow_stats(self.progress)}
             values |= {

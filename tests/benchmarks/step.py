@@ -98,13 +98,13 @@ def measure(scene_dir: Path, device: torch.device, steps: int, overrides: list[s
     cfg = load_config(Path(__file__).parents[2] / "confs/demo.yaml", [f"dataset.root_dir={scene_dir}", *SETTINGS, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(build_system(cfg, device), load_scene(cfg.dataset, cfg.model.radius), cfg, RunFolder(Path(folder)), device)
-        trainer.batches = trainer._batches()
+        trainer.prepare()
         watch, model = Stopwatch(device), trainer.system.model
         totals = defaultdict(float)
 
         def step() -> None:
             trainer.system.before_step(trainer.clock.step, 0.5)
-            trainer._attempt(next(trainer.batches))
+            trainer.graph.step() if trainer.graph else trainer.attempt(next(trainer.batches))
             trainer.clock.step += 1
 
         for _ in range(max(warm, steps)):  # until the ray count and the occupancy have settled
@@ -119,6 +119,7 @@ def measure(scene_dir: Path, device: torch.device, steps: int, overrides: list[s
         while trainer.clock.step % every != 1 and every > 1:
             step()
         counts = count(step, device, max(every - 1, 1))
+        trainer.graph = None  # within a graph no part can be timed
         watch.wrap(trainer.system, "before_step", "occupancy refresh")
         watch.wrap(model.sampler, "sample", "marching")
         watch.wrap(model.sdf, "forward", "field (grid + SDF + normals)")

@@ -28,6 +28,22 @@ def test_against_torch(n, shape):
         assert (want - got).norm() <= (1e-2 if n > 1000 and i else 2e-6) * want.norm()
 
 
+def test_weight_norm():
+    net, x = mlp(5, 16, 2, 3), torch.randn(50, 5)
+    for layer in net:
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.utils.parametrizations.weight_norm(layer)
+    found = []
+    for backend in ("torch", "warp"):
+        net.backend = backend
+        net.zero_grad()
+        net(x).square().sum().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+    assert len(found[0]) == 9
+    for want, got in zip(*found):
+        assert torch.allclose(want, got, rtol=1e-3, atol=1e-4)
+
+
 def test_leading_dimensions_and_no_points():
     net = mlp(4, 8, 1, 2)
     net.backend = "warp"

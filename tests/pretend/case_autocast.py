@@ -122,12 +122,15 @@ def test_every_function_of_the_project_is_among_the_cases():
     found = set()
     for room in (encoder, models, systems, utils):
         for module in pkgutil.iter_modules(room.__path__):
+            if module.name.endswith("_cpu"):  # of the CPU alone
+                continue
             try:
                 inside = importlib.import_module(f"{room.__name__}.{module.name}")
             except ImportError:  # an optional package
                 continue
             functions = (c for c in vars(inside).values() if isinstance(c, type) and issubclass(c, torch.autograd.Function))
             found |= {c.__name__ for c in functions if c.__module__ == inside.__name__}
+    found -= {"_Contiguous"}  # computes nothing
     assert len(found) > 8 and found <= {name for names in CASES for name in names.split(", ")}
 
 

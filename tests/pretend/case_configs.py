@@ -39,7 +39,7 @@ def weights(cfg, folder, device):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_are_the_cpus(name, scene, tmp_path):
-    cfg = tiny(name, scene, tmp_path, *FAST, "trainer.max_steps=3", "trainer.amp=false", "trainer.average=0")
+    cfg = tiny(name, scene, tmp_path, *FAST, "trainer.max_steps=3", "trainer.amp=false", "trainer.average=0", "trainer.graph=false")
     expected, rows = weights(cfg, tmp_path / "cpu", torch.device("cpu"))
     with pretended_cuda():
         found, again = weights(cfg, tmp_path / "cuda", torch.device("cuda"))

@@ -37,7 +37,7 @@ SMALL = [
 ]  # fmt: skip
 PROGRESS = 0.8  # late, where long intervals are moved to their crossings
 PHASES = ("refresh", "batch", "forward", "backward", "optimiser", "the rest")
-KINDS = ("launches", "kernels", "waits", "copies")
+KINDS = ("launches", "kernels", "waits", "copies", "nodes")
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Step:
     kernels: Counter = field(default_factory=Counter)
     waits: Counter = field(default_factory=Counter)
     copies: Counter = field(default_factory=Counter)
+    nodes: Counter = field(default_factory=Counter)
     refreshed: bool = False
 
     def total(self, kind: str, phase: str | None = None) -> int:
@@ -102,7 +103,7 @@ def count_steps(
         cfg = load_config(ROOT / config, words, masks=world.masks is not None, points=world.tracks is not None and len(world.tracks) > 0)
         trainer = Trainer(build_system(cfg, device, world), world, cfg, RunFolder(folder / "run"), device)
         trainer.clock.seconds = 1e-9  # not the first step of a run: no start from points
-        trainer.clock.step = round(progress * cfg.trainer.max_steps) // every * every - 2
+        trainer.clock.step = round(progress * cfg.trainer.max_steps) // every * every - 4
         for owner, method, name in (
             (trainer.system, "before_step", "refresh"), (trainer.system, "losses", "forward"), (torch.Tensor, "backward", "backward"),
             (trainer.optimizer, "step", "optimiser"), (trainer.scaler, "step", "optimiser"), (trainer.scaler, "update", "optimiser"),
@@ -113,7 +114,7 @@ def count_steps(
 
         def after(*args: Any) -> None:
             real_after(*args)
-            if trainer.clock.step > first + 2:
+            if trainer.clock.step > first + 4:
                 step = Step(*(Counter(getattr(tally, kind)) for kind in KINDS), refreshed=(trainer.clock.step - 1) % every == 0)
                 found.append(step)
             tally.clear()
@@ -134,7 +135,7 @@ def count_steps(
 def table(steps: list[Step]) -> str:
     """Counts by phase of a step with and one without a refresh, as Markdown."""
     with_refresh, without = next(s for s in steps if s.refreshed), next(s for s in steps if not s.refreshed)
-    lines = ["| phase | launches | Warp launches | waits | copies |", "|---|---:|---:|---:|---:|"]
+    lines = ["| phase | launches | Warp launches | waits | copies | in a graph |", "|---|---:|---:|---:|---:|---:|"]
     for name in PHASES:
         lines.append(f"| {name} | " + " | ".join(str(without.total(kind, name)) for kind in KINDS) + " |")
     for label, step in (("a step", without), ("a step with a refresh", with_refresh)):

@@ -13,7 +13,7 @@ import contextlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,14 +58,20 @@ class Tally:
     kernels: Counter = field(default_factory=Counter)  # of Warp
     waits: Counter = field(default_factory=Counter)
     copies: Counter = field(default_factory=Counter)  # from the host, without a wait
+    nodes: Counter = field(default_factory=Counter)  # launches and kernels within a CUDA graph: no work of the host
     phase: str = ""
     located: bool = False  # find the lines, which takes time
+    replayed: list | None = None  # what a graph has done so far in this replay
 
     def note(self, counter: Counter, what: str) -> None:
+        if self.replayed is not None:
+            if counter is self.waits or counter is self.copies:
+                raise RuntimeError(f"{what} at {_where()}: not permitted in a CUDA graph")
+            counter = self.nodes
         counter[(self.phase, what, _where() if self.located else "")] += 1
 
     def clear(self) -> None:
-        for counter in (self.launches, self.kernels, self.waits, self.copies):
+        for counter in (self.launches, self.kernels, self.waits, self.copies, self.nodes):
             counter.clear()
 
 
@@ -137,6 +143,8 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if _on_card(kwargs.get("device")) or any(isinstance(x, Card) for x in tree_leaves((args, kwargs))):
             return _answer(func, args, kwargs)
+        if func._schema.name in ("aten::_pin_memory", "aten::pin_memory"):
+            return args[0]
         return func(*args, **kwargs)
 
 
@@ -238,6 +246,8 @@ def _answer(func: Any, args: tuple, kwargs: dict) -> Any:
         out = torch.zeros(tuple(out.shape), dtype=out.dtype)
     if not _on_card(device):
         return args[0] if name == "copy_" else out
+    if _tally.replayed is not None:
+        _tally.replayed.append((name, [tuple(x.shape) for x in tree_leaves(out) if isinstance(x, Tensor)]))
     out = tree_map_only(Tensor, lambda x: x if isinstance(x, Card) else Card(x, device), out)
     aliases = func._schema.is_mutable or any(r.alias_info is not None for r in func._schema.returns)
     return return_and_correct_aliasing(func, args, kwargs, out) if aliases else out
@@ -281,6 +291,32 @@ def _warp_patches() -> dict[str, Any]:
     return {"from_torch": from_torch, "launch": launch, "device_from_torch": device_from_torch, "stream_from_torch": stream_from_torch}
 
 
+# ------------------------------------------------------------------ CUDA graphs
+
+
+def capture(step: Callable[[], object]) -> Callable[[], None]:
+    """`systems.graph.capture`: each replay takes the step again. What a card would not record is refused, and so are operations or
+    shapes that differ from those of the first replay, which on a card would be done as they were."""
+    first: list = []
+
+    def replay() -> None:
+        _tally.note(_tally.launches, "a CUDA graph")
+        _tally.replayed = []
+        try:
+            step()
+            done = _tally.replayed
+        finally:
+            _tally.replayed = None
+        first[:] = first or done
+        for k, (a, b) in enumerate(zip(first, done)):
+            if a != b:
+                raise RuntimeError(f"operation {k} of a CUDA graph was {a} at its first replay and is {b}")
+        if len(first) != len(done):
+            raise RuntimeError(f"a CUDA graph had {len(first)} operations at its first replay and has {len(done)}")
+
+    return replay
+
+
 # ------------------------------------------------------------------ the device, switched on
 
 
@@ -307,7 +343,9 @@ def pretended_cuda(located: bool = False) -> Iterator[Tally]:
     global _tally
     before, _tally = _tally, Tally(located=located)
     with contextlib.ExitStack() as stack:
-        for owner, patches in ((torch.cuda, _cuda_patches()), (wp, _warp_patches())):
+        import systems.graph
+
+        for owner, patches in ((torch.cuda, _cuda_patches()), (wp, _warp_patches()), (systems.graph, {"capture": capture})):
             for name, new in patches.items():
                 stack.enter_context(mock.patch.object(owner, name, new, create=True))
         library.pretend_cuda(1)
