@@ -113,6 +113,10 @@ class Method(nn.Module, ABC):
 
     # ------------------------------------------------------------------ what a method may offer
 
+    def colour_from(self, points: Tensor, dirs: Tensor, context: RenderContext) -> Tensor:
+        """sRGB [P, 3] of surface points [P, 3] seen along unit dirs [P, 3]; a colour that depends on no view ignores them."""
+        return self.colour_at(points, context)
+
     def levels_at(self, progress: float) -> float:
         """Open levels of the position encoding."""
         return 1.0

@@ -136,9 +136,12 @@ class NeRF(Method):
 
     def colour_at(self, points: Tensor, context: RenderContext) -> Tensor:
         """sRGB [P, 3] of surface points [P, 3], viewed along the normal."""
-        with torch.no_grad():
-            _, feature = self.field(points, context.levels)
-            return self.radiance(feature, None, self.radiance.encode_dirs(-self.normal(points, context)))
+        return self.colour_from(points, -self.normal(points, context), context)
+
+    @torch.no_grad()
+    def colour_from(self, points: Tensor, dirs: Tensor, context: RenderContext) -> Tensor:
+        _, feature = self.field(points, context.levels)
+        return self.radiance(feature, None, self.radiance.encode_dirs(dirs))
 
     def diagnosis(self) -> str:
         return f"density level {self.cfg.density.level:g} (model.density.level), occupied {self.sampler.share:.2%}"

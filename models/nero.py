@@ -138,6 +138,9 @@ class NeROShape(NeuS):
         field = self.field_at(points, context)
         return linear_to_srgb(self.radiance.materials(field.feature, points)[0])
 
+    def colour_from(self, points: Tensor, dirs: Tensor | None, context: RenderContext) -> Tensor:
+        return self.colour_at(points, context)
+
     @torch.no_grad()
     def maps(self, rays: Rays, render: Render, context: RenderContext, chunk: int) -> dict[str, Tensor]:
         """Materials, lights and occlusion [R, 3] at the surface points of a rendered view, on black."""

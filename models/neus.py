@@ -186,10 +186,13 @@ class NeuS(Method):
 
     def colour_at(self, points: Tensor, context: RenderContext) -> Tensor:
         """sRGB [P, 3] of surface points [P, 3], viewed along the normal."""
+        return self.colour_from(points, None, context)
+
+    def colour_from(self, points: Tensor, dirs: Tensor | None, context: RenderContext) -> Tensor:
         assert isinstance(self.radiance, RadianceNetwork)
         field = self.field_at(points, context)
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)
-        return self.radiance(field.feature, normal, self.radiance.encode_dirs(-normal))
+        return self.radiance(field.feature, normal, self.radiance.encode_dirs(-normal if dirs is None else dirs))
 
     # ------------------------------------------------------------------ training and log
 

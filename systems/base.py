@@ -216,10 +216,17 @@ class RaySystem:
         return self.model.maps(rays, render, self.model.context(progress), chunk)
 
     @torch.no_grad()
-    def colours(self, x: Tensor, progress: float = 1.0) -> Tensor:
-        """sRGB colours [P, 3] of surface points [P, 3]."""
+    def colours(self, x: Tensor, progress: float = 1.0, dirs: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """sRGB colours [P, 3] of surface points [P, 3]: along their normals, or the mean over n unit dirs [P, n, 3] by weights [P, n]."""
         context = self.model.context(progress)
-        return torch.cat([self.model.colour_at(part, context) for part in x.split(65536)]) if len(x) else x
+        if not len(x) or dirs is None or weights is None:
+            return torch.cat([self.model.colour_at(part, context) for part in x.split(65536)]) if len(x) else x
+        found = torch.zeros_like(x)
+        for k in range(dirs.shape[1]):
+            pick = torch.nonzero(weights[:, k] > 0)[:, 0]
+            for part in pick.split(65536):
+                found[part] += weights[part, k, None] * self.model.colour_from(x[part], dirs[part, k], context)
+        return found
 
     def surface(self, progress: float = 1.0):
         """(points [P, 3] -> [P], negative inside) of the surface a mesh is extracted from."""

@@ -56,7 +56,7 @@ class Ellipsoid:
 
         return sdf
 
-    def colours(self, x):
+    def colours(self, x, progress, dirs, weights):
         return torch.full_like(x, 0.5)
 
     def diagnosis(self):
