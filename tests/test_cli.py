@@ -219,6 +219,14 @@ def test_bad_scenes(name, capsys, tiny_scene, tmp_path):
 
 
 @pytest.mark.slow
+def test_options_are_read_before_cameras_are_found(capsys, tmp_path, monkeypatch):
+    """Structure from motion takes minutes: a misspelt option is told before."""
+    from process_data import sfm
+
+    monkeypatch.setattr(sfm, "reconstruct", lambda *args: pytest.fail("cameras were looked for"))
+    refused(capsys, "unknown key 'trainer.max_minuts'", "--photos", str(tmp_path), "--train", "trainer.max_minuts=3")
+
+
 def test_an_empty_mask_of_a_held_out_view_leaves_out_that_views_figure(capsys, tiny_scene, tmp_path):
     """Regression: a TypeError after training; no metrics, no mesh."""
     scene = tmp_path / "scene"
