@@ -5,6 +5,7 @@ number or `[start, end, begin, until]` over the progress of the run (0 to 1). Ch
 names the key.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional
 
@@ -148,11 +149,10 @@ class TrainerConfig:
     n_rays: int = 256  # rays of the first steps
     max_rays: int = 8192
     target_samples: int = 16384  # the number of rays follows so that a step has about this many samples
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"  # auto, cpu, cuda, or a card by its number: cuda:1
     threads: int = 0  # CPU threads; 0: all cores
     amp: bool = True  # float16 autocast of the colour network on CUDA
-    graph: bool = True  # CUDA: replay training steps as a CUDA graph where the method has steps of fixed shapes (NeuS without a
-    # learned background)
+    graph: bool = True  # CUDA: replay training steps as a CUDA graph where the method has steps of fixed shapes (NeuS)
     outputs_dir: str = "outputs"
     trial_name: Optional[str] = None  # folder of the run; null: time stamp
     log_every: int = 50  # steps
@@ -168,6 +168,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check(
             "trainer",
+            device=(
+                bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", self.device)),
+                f"must be auto, cpu, cuda or cuda:N, got '{self.device}'",
+            ),
             max_steps=(self.max_steps >= 1, f"must be at least 1, got {self.max_steps}"),
             max_minutes=(self.max_minutes is None or self.max_minutes > 0, f"must be positive, got {self.max_minutes}"),
             n_rays=(self.n_rays >= 1, f"must be at least 1, got {self.n_rays}"),

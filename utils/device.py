@@ -54,12 +54,18 @@ def warp_available() -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto | cpu | cuda -> device. Raises UserError when cuda is requested and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
+    """auto | cpu | cuda | cuda:N -> device. Raises UserError when a card is requested and absent."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            "trainer.device=cuda, but PyTorch sees no CUDA device; install a CUDA build of torch and a driver, or set trainer.device=cpu"
+            f"trainer.device={name}, but PyTorch sees no CUDA device; install a CUDA build of torch and a driver, or set trainer.device=cpu"
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if not name.startswith("cuda:"):
+        return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"trainer.device={name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    torch.cuda.set_device(device)  # streams and graphs are those of the current device
+    return device
 
 
 def missing(backend: str, device: torch.device, operation: str = "") -> str:

@@ -43,6 +43,19 @@ def test_forced_cuda_that_is_missing():
     with pytest.raises(UserError, match=r"trainer\.device=cuda"):
         device.pick_device("cuda")
     assert device.pick_device("auto") == CPU
+    with pytest.raises(UserError, match=r"trainer\.device=cuda:1, but PyTorch sees no CUDA device"):
+        device.pick_device("cuda:1")
+
+
+def test_a_card_by_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert device.pick_device("cuda:1") == torch.device("cuda:1") == chosen[0]
+    assert device.pick_device("cuda") == torch.device("cuda")
+    with pytest.raises(UserError, match="trainer.device=cuda:2, but PyTorch sees 2 CUDA devices, numbered from 0"):
+        device.pick_device("cuda:2")
 
 
 def test_the_nerfacc_extension_is_never_loaded_on_the_cpu():
