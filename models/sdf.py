@@ -4,6 +4,7 @@
 `_FusedSDF` is the same with the derivatives written out: one forward and one backward pass over the table.
 """
 
+import functools
 import math
 from typing import Protocol
 
@@ -52,14 +53,20 @@ TAPS: dict[int, list[list[float]]] = {
 }
 
 
+@functools.cache
+def _taps(n: int, device: torch.device) -> Tensor:
+    """TAPS[n], of length 1 [n, 3]; copied to a device once: a CUDA graph takes no copies from the host."""
+    tap = torch.tensor(TAPS[n], device=device)
+    return tap / tap[:1].norm()
+
+
 def by_differences(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`by_autograd` by differences over cfg.eps with cfg.taps points, and the Laplacian [S] (Li et al., Neuralangelo, 2023).
 
     A difference wider than a grid cell has a gradient in all cells it spans, which smooths; eps 0 follows the finest open level.
     """
     eps = eps_at(net, n_levels)
-    tap = torch.tensor(TAPS[net.cfg.taps], device=x.device)
-    tap = tap / tap[:1].norm()
+    tap = _taps(net.cfg.taps, x.device)
     n, k = len(x), len(tap)
     out, y = net.values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
     around = out[n:, 0].view(n, k)

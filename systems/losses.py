@@ -88,7 +88,7 @@ def mask_bce(opacity: Tensor, mask: Tensor) -> Tensor:
 def opaque(opacity: Tensor, eps: float = 1e-3) -> Tensor:
     """Entropy of opacity [R]: 0 at opacity 0 and 1, at most log 2 in between."""
     p = opacity.clamp(eps, 1 - eps)
-    low = torch.special.entr(p.new_tensor(eps)) + torch.special.entr(p.new_tensor(1 - eps))
+    low = torch.special.entr(p.new_full((), eps)) + torch.special.entr(p.new_full((), 1 - eps))  # no copy from the host
     return (torch.special.entr(p) + torch.special.entr(1 - p) - low).clamp(min=0).mean()
 
 
