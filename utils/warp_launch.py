@@ -44,10 +44,17 @@ def run(tasks: Sequence[Callable[[], None]]) -> None:
         tasks[0]()
 
 
+@functools.cache
+def _stream(handle: int, device: torch.device) -> Any:
+    """Warp's view of a stream of torch, made once: making one creates a CUDA event. torch never destroys its streams."""
+    return wp.stream_from_torch(torch.cuda.current_stream(device))
+
+
 def launch(kernel: object, dim: int | tuple, inputs: list, device: torch.device) -> None:
     """Launch a kernel; on CUDA on torch's current stream of that device."""
     if device.type == "cuda":
-        stream = wp.stream_from_torch(torch.cuda.current_stream(device))
+        current = torch.cuda.current_stream(device)
+        stream = _stream(current.cuda_stream, current.device)
         wp.launch(kernel, dim=dim, inputs=inputs, device=stream.device, stream=stream)
     else:
         wp.launch(kernel, dim=dim, inputs=inputs, device="cpu")
