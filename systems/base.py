@@ -113,6 +113,11 @@ class RaySystem:
         """Refresh the sampler."""
         self.model.before_step(step, self.model.context(progress, training=True))
 
+    def parts(self, progress: float) -> frozenset[str]:
+        """What a step at this progress computes that one at another may not."""
+        o, terms = self.cfg.optim, frozenset(name for name, schedule in self.weights.items() if schedule(progress))
+        return terms | {"pose"} if self.model.pose is not None and progress >= o.pose_begin else terms
+
     def losses(self, batch: RayBatch, progress: float) -> dict[str, Tensor]:
         """Weighted, named scalars of one step."""
         weight = {name: schedule(progress) for name, schedule in self.weights.items()}

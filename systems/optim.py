@@ -56,6 +56,8 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]
+        if self.on_card:
+            self._make_state()
         tables = [(p, group) for group in self.param_groups if group["lazy"] for p in group["params"] if p.grad is not None]
         grads = [p.grad for p, _ in tables]
         skip = self._count_skipped() if self.on_card else None
@@ -65,6 +67,20 @@ class AdamW(torch.optim.AdamW):
         super().step(closure)
         for (p, _), grad in zip(tables, grads):
             p.grad = grad
+
+    def _make_state(self) -> None:
+        """That of every parameter, also of those whose first gradient is yet to come: made within a CUDA graph, it would be set to 0
+        by every replay."""
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if not self.state[p]:
+                new = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p].update(new)
+
+    def forget(self) -> None:
+        """After a step that ended half-way: what torch's GradScaler handed over for it."""
+        for name in ("grad_scale", "found_inf"):
+            self.__dict__.pop(name, None)
+        self.zero_grad(set_to_none=True)
 
     def _lazy(self, p: Tensor, group: dict, skip: Tensor | None) -> None:
         state = self.state[p]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -50,8 +51,9 @@ class Trainer:
         self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
         self.amp = device.type == "cuda" and cfg.trainer.amp
-        first, interval = (2.0**16, 2000) if self.amp else (1.0, 2**31 - 1)  # without amp it only finds what is not finite
-        self.scaler = torch.amp.GradScaler("cuda", first, growth_interval=interval, enabled=device.type == "cuda")
+        first, fall, interval = (2.0**16, 0.5, 2000) if self.amp else (1.0, math.nextafter(1.0, 0.0), 2**31 - 1)
+        # without amp it only finds what is not finite: in float32 the scale stays 1
+        self.scaler = torch.amp.GradScaler("cuda", first, backoff_factor=fall, growth_interval=interval, enabled=device.type == "cuda")
         self.validator = Validator(system, scene, cfg, run, device)
         self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
@@ -80,6 +82,8 @@ class Trainer:
                 self.average.after_step(self.clock.step, self.progress)
                 self._after_step(n_rays, time.perf_counter() - began)
         self._look_for_skipped()
+        if self.graph:
+            self.graph.close()
         if not self.stop_signal:
             self.average.take()
         self.save()
@@ -99,11 +103,18 @@ class Trainer:
             self.update(batch, self.progress)
             done = True
         if not done:  # not in an `except`, where the traceback still holds the step's tensors
-            self.terms = {}
+            self.forget()
             self._halve_rays()
         elif not self.system.held:
             self._follow_samples()
         return len(batch.rays)
+
+    def forget(self) -> None:
+        """Leave nothing behind of an update that ended half-way; else the next would be refused, or scaled twice."""
+        self.terms, self.system.stats = {}, {}
+        self.optimizer.forget()
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()
 
     def _follow_samples(self) -> None:
         samples = self.system.stats["samples"]
@@ -157,7 +168,6 @@ class Trainer:
             )
 
     def _halve_rays(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         if self.n_rays <= 16:
             raise UserError("CUDA is out of memory with 16 rays a step; lower model.grid.log2_size or trainer.target_samples")

@@ -13,6 +13,7 @@ from confs.load import load_config
 from process_data.load import load_scene
 from systems import graph
 from systems.build import build_system
+from systems.optim import AdamW
 from systems.trainer import Trainer
 from tests.pretend.device import ROOT
 from tests.scenes import write_tiny_scene
@@ -69,6 +70,34 @@ def test_the_default_recipe_trains(scene, tmp_path):
     """Levels open and lengths shrink at refreshes; lengths are those of the last refresh, and the loss falls."""
     trainer, _, _ = train(scene, tmp_path)
     assert trainer.clock.step == STEPS and trainer.skipped == 0
+
+
+def test_a_step_that_cannot_be_recorded_to_its_end_leaves_nothing_behind(scene, tmp_path, monkeypatch):
+    """Neither the scaler nor the optimiser takes the next step for a part of it."""
+
+    def broken(step):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.amp.GradScaler, "update", refuse)
+            step()
+
+    def refuse(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("tests.pretend.device.capture", broken)
+    trainer, _, _ = train(scene, tmp_path, *CONSTANT, "trainer.max_steps=12")
+    assert trainer.clock.step == 12 and trainer.skipped == 0
+    assert trainer.graph.failed == graph.PATIENCE and not hasattr(trainer.optimizer, "grad_scale")
+
+
+def test_the_state_of_a_parameter_is_there_before_its_first_gradient():
+    """Made within a graph, every replay would set it to 0."""
+    with pretended_cuda():
+        now, later = (torch.nn.Parameter(torch.ones(4, device="cuda")) for _ in range(2))
+        optimizer = AdamW([{"params": [now, later], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8, on_card=True)
+        now.grad = torch.ones(4, device="cuda")
+        optimizer.step()
+        assert float(optimizer.state[now]["step"]) == 1
+        assert set(optimizer.state[later]) == {"step", "exp_avg", "exp_avg_sq"} and float(optimizer.state[later]["step"]) == 0
 
 
 def test_a_step_without_a_graph_can_be_asked_for(scene, tmp_path):
