@@ -58,6 +58,7 @@ class Trainer:
         self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
         self.rate = self.saved_at = 0.0
+        self.measured: tuple[float, float, float] = (0, 0, 0.0)  # steps, rays and seconds that `rate` does not know yet
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
         self.terms: dict[str, torch.Tensor] = {}  # of the last step
@@ -193,12 +194,16 @@ class Trainer:
 
     def _after_step(self, n_rays: int, seconds: float) -> None:
         cfg = self.cfg.trainer
-        if self.clock.step % LOOK == 0:
+        began = time.perf_counter()
+        look, logged = self.clock.step % LOOK == 0, self.clock.step % cfg.log_every == 0 and bool(self.terms)
+        if look:
             self._look_for_skipped()
-        self.rate = 0.95 * (self.rate or n_rays / seconds) + 0.05 * n_rays / seconds
-        if self.clock.step % cfg.log_every == 0 and self.terms:
-            terms = {f"loss/{k}": float(v) for k, v in self.terms.items()}
-            stats = {k: float(v) for k, v in self.system.stats.items()}
+        terms = {f"loss/{k}": float(v) for k, v in self.terms.items()} if logged else {}
+        stats = {k: float(v) for k, v in self.system.stats.items()} if logged else {}
+        waited = time.perf_counter() - began  # for steps that were handed to the device and counted as nothing
+        self.clock.seconds += waited
+        self._measure(n_rays, seconds + waited, look or logged or not self.graph)
+        if logged:
             loss = sum(terms.values())
             values = {**terms, "loss": loss, **stats, **self.system.slow_stats(self.progress)}
             values |= {
@@ -214,6 +219,15 @@ class Trainer:
         self.bar.update(round(1000 * self.progress) - self.bar.n)
         self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
         self._maybe_save()
+
+    def _measure(self, n_rays: int, seconds: float, waited: bool) -> None:
+        """Take a step into the mean `rate`; with a graph only where the host has waited, the time between is not that of the steps."""
+        steps, rays, spent = (a + b for a, b in zip(self.measured, (1, n_rays, seconds)))
+        self.measured = (steps, rays, spent)
+        if waited:
+            keep, rate = 0.95**steps, rays / spent
+            self.rate = keep * (self.rate or rate) + (1 - keep) * rate
+            self.measured = (0, 0, 0.0)
 
     def _maybe_save(self) -> None:
         cfg = self.cfg.trainer
