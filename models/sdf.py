@@ -54,9 +54,9 @@ TAPS: dict[int, list[list[float]]] = {
 
 
 @functools.cache
-def _taps(n: int, device: torch.device) -> Tensor:
+def _taps(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """TAPS[n], of length 1 [n, 3]; copied to a device once: a CUDA graph takes no copies from the host."""
-    tap = torch.tensor(TAPS[n], device=device)
+    tap = torch.tensor(TAPS[n], dtype=dtype, device=device)
     return tap / tap[:1].norm()
 
 
@@ -66,7 +66,7 @@ def by_differences(net: "SDFLike", x: Tensor, n_levels: float) -> tuple[Tensor, 
     A difference wider than a grid cell has a gradient in all cells it spans, which smooths; eps 0 follows the finest open level.
     """
     eps = eps_at(net, n_levels)
-    tap = _taps(net.cfg.taps, x.device)
+    tap = _taps(net.cfg.taps, x.device, x.dtype)
     n, k = len(x), len(tap)
     out, y = net.values(torch.cat([x, (x[:, None] + eps * tap).view(-1, 3)]), n_levels)
     around = out[n:, 0].view(n, k)
