@@ -94,7 +94,7 @@ class Trainer:
         """Batches from the step in hand on; on CUDA steps as a graph, where the system can hold its shapes."""
         self.batches = self._batches()
         room = int(ROOM * self.cfg.trainer.target_samples)
-        graphed = self.device.type == "cuda" and self.cfg.trainer.graph and self.system.hold(room)
+        graphed = self.cfg.trainer.graph and self.device.type == "cuda" and self.system.hold(room)
         self.graph = StepGraph(self) if graphed else None
 
     def attempt(self, batch: RayBatch) -> int:
