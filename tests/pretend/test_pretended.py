@@ -16,7 +16,7 @@ from tests.pretend import hooks
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CASES = sorted(path.stem for path in HERE.glob("case_*.py"))
-SHARES = [["-k", "films"], ["-k", "not films"]]  # two processes, which take about as long
+SHARES = [["-k", "films or every_part_runs"], ["-k", "not films and not every_part_runs"]]  # two processes, which take about as long
 pytestmark = [
     needs_warp,
     pytest.mark.slow,
