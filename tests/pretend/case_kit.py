@@ -16,7 +16,8 @@ def test_every_part_runs(tmp_path, monkeypatch):
     truth.export(scene / "gt_mesh.ply")
     monkeypatch.setattr("process_data.demo.make_demo", lambda folder: folder)
     monkeypatch.setattr(gpu_check, "MANY_SAMPLES", ())
-    options = Options("cuda", 20, tmp_path / "out", scene, timed_steps=2, warm_steps=2, quick=True, overrides=SMALL)
+    monkeypatch.setattr("tests.benchmarks.step.rates", lambda device: (1e12, 1e11))  # large products and copies, which take long here
+    options = Options("cuda", 8, tmp_path / "out", scene, timed_steps=2, warm_steps=2, quick=True, overrides=SMALL)
     with pretended_cuda():
         rows = check(options, ("operations", "step", "training"), here)
     by_name = {row.part: row for row in rows}
