@@ -75,14 +75,17 @@ def test_a_kernel_that_fails_or_is_slower_than_its_twin_does_not_hold(small, mon
 
 def test_tests_are_counted_and_a_part_that_hangs_is_stopped(tmp_path, monkeypatch):
     (tmp_path / "test_some.py").write_text(
-        "import time, pytest\npytestmark = pytest.mark.gpu\ndef test_good(): pass\ndef test_bad(): assert 0\n"
+        "import pytest\npytestmark = pytest.mark.gpu\ndef test_good(): pass\ndef test_bad(): assert 0\n"
         "def test_nerfacc(): assert 0\n@pytest.mark.skip\ndef test_left(): pass\n"
     )
     options = Options("cuda", folder=tmp_path / "out", tests=(str(tmp_path / "test_some.py"),))
     (row,) = apart("tests", options)
     assert row == Row("pytest -m gpu", "1 passed, 1 failed, 1 skipped: test_some::test_bad", "all pass", False)
+    (tmp_path / "test_some.py").write_text("import time, pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(100)\n")
     monkeypatch.setitem(gpu_check.LIMITS, "tests", 0.5)
+    began = time.perf_counter()
     assert apart("tests", options) == [Row("tests", "stopped after 0.5 s", "0.5 s", False)]
+    assert time.perf_counter() - began < 50
 
 
 def test_tests_that_were_all_skipped_do_not_hold_on_a_card(tmp_path):
