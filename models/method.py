@@ -85,6 +85,7 @@ class Method(nn.Module, ABC):
     pose: "CameraRefinement | None"  # the refinement of the cameras
     appearance: "Appearance | None"  # exposure and white balance of the photographs
     composite_backend: str
+    view_dependent = False  # whether `colour_from` depends on the direction
 
     def __init__(self, cfg: MethodConfig):
         super().__init__()
@@ -114,8 +115,8 @@ class Method(nn.Module, ABC):
     # ------------------------------------------------------------------ what a method may offer
 
     def colour_from(self, points: Tensor, dirs: Tensor, context: RenderContext) -> Tensor:
-        """sRGB [P, 3] of surface points [P, 3] seen along unit dirs [P, 3]; a colour that depends on no view ignores them."""
-        return self.colour_at(points, context)
+        """sRGB [P, 3] of surface points [P, 3] seen along unit dirs [P, 3]: of a view_dependent method, in place of `colour_at`."""
+        raise NotImplementedError
 
     def levels_at(self, progress: float) -> float:
         """Open levels of the position encoding."""

@@ -57,6 +57,7 @@ class NeRF(Method):
 
     sampler: Sampler
     cfg: NeRFConfig
+    view_dependent = True
 
     def __init__(
         self, cfg: NeRFConfig, field: DensityNetwork, radiance: RadianceNetwork, sampler: Sampler, levels: Spec,

@@ -63,6 +63,7 @@ def occlusion_probability(
 class NeROShape(NeuS):
     """NeuS whose `radiance` is a `SplitSumShader`; `cfg.shading` holds its options."""
 
+    view_dependent = False  # albedo
     cfg: NeROConfig  # type: ignore[assignment]
     radiance: SplitSumShader
 
@@ -137,9 +138,6 @@ class NeROShape(NeuS):
         """Albedo [P, 3] of surface points [P, 3], as sRGB: it does not depend on the light."""
         field = self.field_at(points, context)
         return linear_to_srgb(self.radiance.materials(field.feature, points)[0])
-
-    def colour_from(self, points: Tensor, dirs: Tensor | None, context: RenderContext) -> Tensor:
-        return self.colour_at(points, context)
 
     @torch.no_grad()
     def maps(self, rays: Rays, render: Render, context: RenderContext, chunk: int) -> dict[str, Tensor]:

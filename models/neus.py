@@ -34,6 +34,7 @@ class NeuS(Method):
     cfg: SurfaceConfig
     shown = ("psnr", "inv_s")
     sampler: Sampler
+    view_dependent = True
 
     def __init__(
         self, cfg: SurfaceConfig, sdf: SDFNetwork | SDFMLP, radiance: nn.Module, sampler: Sampler, levels: Spec,

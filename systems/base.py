@@ -59,6 +59,11 @@ class RaySystem:
         """Figures on the progress bar."""
         return self.model.shown
 
+    @property
+    def view_dependent(self) -> bool:
+        """Whether the colour of a point depends on the direction it is seen along."""
+        return self.model.view_dependent
+
     # ------------------------------------------------------------------ around a run
 
     def prepare(self, scene: Scene) -> None:

@@ -47,13 +47,8 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     how.append(f"{before - len(mesh.faces)} in smaller components")
     if e.colour:
         x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
-        rgb = (
-            (system.colours(x, 1.0, *best_views(mesh, scene.cameras, scene.train, device)).clamp(0, 1) * 255)
-            .round()
-            .to(torch.uint8)
-            .cpu()
-            .numpy()
-        )
+        seen = best_views(mesh, scene.cameras, scene.train, device) if system.view_dependent else ()
+        rgb = (system.colours(x, 1.0, *seen).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1))
     mesh = transform(mesh, scene.to_world.numpy())
     placed = placement(mesh, scene, cfg)

@@ -114,7 +114,7 @@ class StepGraph:
         parts = t.system.parts(t.progress)
         ready = self.alone >= FIRST and self.failed < PATIENCE and (self.replay is not None or parts <= self.known)
         if not ready or (self.replay is None and not self._capture(drawn, points)):
-            t.attempt(self._batch(*self._sent(drawn, points)))
+            t.attempt(self.dataset.batch(*self._sent(drawn, points)))
             if t.terms:  # not where memory ran out
                 self.alone += 1
                 self.known |= parts
@@ -144,9 +144,6 @@ class StepGraph:
         device = self.trainer.device
         return drawn.to(device, non_blocking=True), None if points is None else points.to(device, non_blocking=True)
 
-    def _batch(self, drawn: Tensor, points: Tensor | None):
-        return self.dataset.batch(drawn, points)
-
     def _capture(self, drawn: Tensor, points: Tensor | None) -> bool:
         """Whether the step could be recorded, in the memory of the graph before where there was one."""
         self.drawn = self._sent(drawn, points)
@@ -154,7 +151,7 @@ class StepGraph:
         message = ""
         _claim(self)
         try:
-            self.replay = capture(lambda: self.trainer.update(self._batch(*inputs), progress))
+            self.replay = capture(lambda: self.trainer.update(self.dataset.batch(*inputs), progress))
             self.failed = 0
             return True
         except RuntimeError as error:  # torch.OutOfMemoryError too

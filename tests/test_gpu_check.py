@@ -17,13 +17,19 @@ from tests.systems.test_train import TINY
 SMALL = tuple(word for word in TINY if word.partition("=")[0] not in ("seed", "trainer.device")) + ("dataset.test_scale=null",)
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """Options for a scene of 8 small views with its true mesh, which stands for the demo scene."""
-    scene = write_tiny_scene(tmp_path / "scene")
+def scene_with_truth(folder):
+    """8 small views and the true mesh."""
+    scene = write_tiny_scene(folder)
     truth = trimesh.creation.icosphere(3)
     truth.vertices = truth.vertices * AXES * 3 + (10.0, -20.0, 30.0)
     truth.export(scene / "gt_mesh.ply")
+    return scene
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Options for a scene of 8 small views with its true mesh, which stands for the demo scene."""
+    scene = scene_with_truth(tmp_path / "scene")
     monkeypatch.setattr("process_data.demo.make_demo", lambda folder: folder)
     monkeypatch.setattr(ops, "GROUPS", {"composite": ops.composite_ops})
     return Options("cpu", 20, tmp_path / "out", scene, timed_steps=2, warm_steps=2, quick=True, overrides=SMALL)

@@ -1,19 +1,13 @@
 """The kit for the first card (`tests/benchmarks/gpu_check.py`) on the pretended device, at a tiny size: every part runs its CUDA lines."""
 
-import trimesh
-
 from tests.benchmarks import gpu_check
 from tests.benchmarks.gpu_check import Options, check, here, markdown
 from tests.pretend.device import pretended_cuda
-from tests.scenes import AXES, write_tiny_scene
-from tests.test_gpu_check import SMALL
+from tests.test_gpu_check import SMALL, scene_with_truth
 
 
 def test_every_part_runs(tmp_path, monkeypatch):
-    scene = write_tiny_scene(tmp_path / "scene")
-    truth = trimesh.creation.icosphere(3)
-    truth.vertices = truth.vertices * AXES * 3 + (10.0, -20.0, 30.0)
-    truth.export(scene / "gt_mesh.ply")
+    scene = scene_with_truth(tmp_path / "scene")
     monkeypatch.setattr("process_data.demo.make_demo", lambda folder: folder)
     monkeypatch.setattr(gpu_check, "MANY_SAMPLES", ())
     monkeypatch.setattr("tests.benchmarks.step.rates", lambda device: (1e12, 1e11))  # large products and copies, which take long here

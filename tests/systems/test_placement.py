@@ -43,6 +43,8 @@ def turned_scene(folder, ground=True, layout="colmap"):
 class Ellipsoid:
     """A system whose surface is the ellipsoid."""
 
+    view_dependent = False
+
     def __init__(self, scene, turn):
         self.to_world, self.turn = scene.to_world, torch.from_numpy(turn.copy())
 
@@ -56,7 +58,7 @@ class Ellipsoid:
 
         return sdf
 
-    def colours(self, x, progress, dirs, weights):
+    def colours(self, x, progress):
         return torch.full_like(x, 0.5)
 
     def diagnosis(self):
