@@ -21,7 +21,7 @@ from utils.schedule import ramp
 UNIFORM = 0.3  # share of the samples drawn uniformly: every interval of the horizon has some weight and would take all of them
 BESIDE = 0.8  # share of the way to the sphere's nearest point from which rays beside it are sampled; nearer, cameras overfit
 FINER = 2  # factor on the samples of pictures: training averages over random samples, a picture does not
-OPAQUE = 0.999  # foreground opacity from which the background is not evaluated
+OPAQUE, OPAQUE_PICTURE = 0.999, 0.995  # foreground opacity from which the background is not evaluated: half a percent is one grey level
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Background(nn.Module):
         self.every_ray = False  # in training: shapes that do not depend on what is opaque
 
     def forward(self, rays: Rays, opacity: Tensor, context: RenderContext) -> BackgroundOutput:
-        """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE, or all (context.full_background).
+        """Evaluate the rays [R] whose foreground opacity [R] is below OPAQUE (OPAQUE_PICTURE), or all (context.full_background).
 
         Cameras get no gradient through the background: it is blurred where few views see it.
         """
@@ -53,7 +53,7 @@ class Background(nn.Module):
             if self.every_ray and context.training:
                 chosen = torch.arange(len(rays), device=opacity.device)
             else:
-                chosen = torch.nonzero((opacity < OPAQUE) | context.full_background)[:, 0]
+                chosen = torch.nonzero((opacity < (OPAQUE if context.training else OPAQUE_PICTURE)) | context.full_background)[:, 0]
             some = rays[chosen]  # without gradient
             beside = BESIDE * -(some.origins * some.dirs).sum(-1)  # of the distance to the point nearest the centre
             start = torch.where(some.near < some.far, some.far, torch.maximum(beside, some.near)).clamp(min=1e-2)

@@ -32,7 +32,11 @@ def section_ends(sdf: Tensor, cosine: Tensor, dt: Tensor, anneal: float, within:
 
 def neus_alpha(sdf: Tensor, cosine: Tensor, dt: Tensor, inv_s: Tensor, anneal: float = 1.0, within: Tensor | None = None) -> Tensor:
     """Opacity [S] of intervals of length dt [S] (NeuS eq. 13), from the field at their middle, or at `within` [S] from their start."""
-    before, after = section_ends(sdf, cosine, dt, anneal, within)
+    return alpha_between(*section_ends(sdf, cosine, dt, anneal, within), inv_s)
+
+
+def alpha_between(before: Tensor, after: Tensor, inv_s: Tensor | float) -> Tensor:
+    """Opacity [S] of intervals with the SDF `before` and `after` them [S]."""
     before, after = torch.sigmoid(before * inv_s), torch.sigmoid(after * inv_s)
     return ((before - after + EPS) / (before + EPS)).clamp(0, 1)
 

@@ -1,7 +1,6 @@
 """NeuS (Wang et al., NeurIPS 2021) on a hash grid: geometry, colour, sharpness and sampling, on one page."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from models.network import open_levels, scale_gradient, step_lengths
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
+from models.visible import to_crossings, visible
 from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Spec, ramp
@@ -111,10 +111,7 @@ class NeuS(Method):
     def render(self, rays: Rays, context: RenderContext) -> RenderOutput:
         """Render R rays over context.background, or over the learned background where there is one."""
         inv_s, length = self.inv_s(context), self.step_length(context)
-        samples, _ = self.sampler.sample(rays, length, context.jitter, lambda x: self.sdf.sdf(x, context.levels))
-        sharp = inv_s if self.known_inv_s is None or not context.training else self.known_inv_s
-        if self.refine <= context.progress and self.refine < 1 and length * sharp > LONG:
-            samples = self.to_crossings(rays, samples, context.levels)
+        samples = self.sample(rays, length, inv_s, context)
         index, t = samples.ray_indices, samples.t
         dirs = rays.dirs.index_select(0, index)
         points = rays.origins.index_select(0, index) + dirs * t[:, None]
@@ -135,6 +132,20 @@ class NeuS(Method):
         render = Render(rgb, opacity, sums[:, 6], sums[:, 3:6], None if background is None else background.rgb)
         return RenderOutput(render, samples, weights, field, extra, background)
 
+    def sample(self, rays: Rays, length: float, inv_s: Tensor, context: RenderContext) -> Samples:
+        """Intervals at which the field is evaluated: of a picture those alone that can be seen."""
+
+        def sdf(x: Tensor) -> Tensor:
+            return self.sdf.sdf(x, context.levels)
+
+        samples, _ = self.sampler.sample(rays, length, context.jitter, sdf)
+        known = self.known_inv_s if context.training else None
+        sharp = float(inv_s.detach()) if known is None else known
+        long = self.refine <= context.progress and self.refine < 1 and length * sharp > LONG
+        if not context.training and isinstance(self.sampler, OccupancyGrid):
+            return visible(rays, samples, sdf, sharp, long, self.composite_backend)
+        return to_crossings(rays, samples, sdf) if long else samples
+
     def colour(
         self, rays: Rays, samples: Samples, points: Tensor, field: FieldOutput, normal: Tensor, alpha: Tensor, context: RenderContext
     ) -> Tensor:
@@ -142,31 +153,6 @@ class NeuS(Method):
         assert isinstance(self.radiance, RadianceNetwork)
         encoded = self.radiance.encode_dirs(rays.dirs, context.embedding).index_select(0, samples.ray_indices)
         return self.radiance(field.feature, normal, encoded)
-
-    @torch.no_grad()
-    def to_crossings(self, rays: Rays, samples: Samples, levels: float) -> Samples:
-        """Move the evaluated point of intervals that cross the surface to the crossing (secant of the SDF at their ends).
-
-        For long intervals: the colour then belongs to the surface, and the opacity does not rest on a slope far from it.
-        Evaluated at midpoints, the surface drifts within an interval.
-        """
-        if not len(samples):
-            return samples
-        index, start, end = samples.ray_indices, samples.t_starts, samples.t_ends
-        if samples.found is not None:  # fixed shapes: both ends of each
-            ray, t = torch.cat([index, index]), torch.cat([start, end])
-            sdf = self.sdf.sdf(rays.origins.index_select(0, ray) + rays.dirs.index_select(0, ray) * t[:, None], levels)
-            before, after = sdf.chunk(2)
-            share = torch.where((before > 0) & (after < 0), before / (before - after), 0.5)
-            return replace(samples, at=start + (end - start) * share)
-        last = torch.ones_like(index, dtype=torch.bool)  # of a run of adjoining intervals, whose ends are the next one's starts
-        last[:-1] = (index[1:] != index[:-1]) | ((start[1:] - end[:-1]).abs() > 1e-6)
-        ray, t = torch.cat([index, index[last]]), torch.cat([start, end[last]])
-        sdf = self.sdf.sdf(rays.origins.index_select(0, ray) + rays.dirs.index_select(0, ray) * t[:, None], levels)
-        before = sdf[: len(index)]
-        after = before.roll(-1).masked_scatter(last, sdf[len(index) :])
-        share = torch.where((before > 0) & (after < 0), before / (before - after), 0.5)
-        return replace(samples, at=start + (end - start) * share)
 
     def _fields(self, points: Tensor, extra: Tensor | None, context: RenderContext) -> tuple[FieldOutput, FieldOutput | None]:
         if extra is None:

@@ -2,18 +2,18 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import models.neus
 from confs.model import SDFConfig
-from models.density import neus_alpha
+from models.density import alpha_between, neus_alpha
 from models.march import march
 from models.network import scale_gradient, trunc_exp
-from models.neus import NeuS
 from models.sdf import TAPS, eps_at
+from models.visible import to_crossings, visible
 from systems.build import build_system
 from tests.systems.test_family import tiny
 from tests.systems.test_train import trainer
@@ -100,8 +100,7 @@ def test_intervals_that_cross_are_evaluated_on_the_surface():
     gap = torch.ones(1, 8, 8, 8, dtype=torch.bool)
     gap[0, :, :, 5] = False  # leaves two runs on each ray
     samples = march(rays, gap, 1.0, 0.09, torch.tensor([0.45, 0.25, 0.0]))
-    stub = SimpleNamespace(sdf=SimpleNamespace(sdf=lambda x, _: x.norm(dim=1) - 0.5))
-    found = NeuS.to_crossings(stub, rays, samples, 1.0)
+    found = to_crossings(rays, samples, lambda x: x.norm(dim=1) - 0.5)
 
     def sdf(t):
         return (rays.origins[samples.ray_indices] + rays.dirs[samples.ray_indices] * t[:, None]).norm(dim=1) - 0.5
@@ -109,6 +108,50 @@ def test_intervals_that_cross_are_evaluated_on_the_surface():
     crossing = (sdf(samples.t_starts) > 0) & (sdf(samples.t_ends) < 0)
     assert samples.ray_indices[crossing].tolist() == [0, 1] and (sdf(found.t)[crossing].abs() < 2e-3).all()
     assert sdf(samples.t)[crossing].abs().max() > 0.01 and torch.equal(found.t[~crossing], samples.t[~crossing])
+
+
+def test_what_a_surface_hides_is_not_evaluated():
+    """Two balls behind each other: the samples on the front of the first are kept; a ray that passes between keeps none."""
+    origins = torch.tensor([[0.0, 0, -2], [0.6, 0, -2], [0.0, 0.35, -2]])
+    rays = Rays(origins, torch.tensor([[0.0, 0, 1]]).repeat(3, 1), torch.full((3,), 1.0), torch.full((3,), 3.0))
+    samples = march(rays, torch.ones(1, 8, 8, 8, dtype=torch.bool), 1.0, 0.02)
+    looked = []
+
+    def sdf(x):
+        looked.append(len(x))
+        return torch.minimum((x - torch.tensor([0.0, 0, -0.5])).norm(dim=1), (x - torch.tensor([0.0, 0, 0.5])).norm(dim=1)) - 0.4
+
+    found = visible(rays, samples, sdf, 200.0, True)
+    assert found.offsets.diff()[1] == 0 and (found.offsets.diff()[[0, 2]] > 0).all() and found.n_rays == 3
+    depth = 1.5 - torch.tensor([0.4, 0.0, (0.4**2 - 0.35**2) ** 0.5])[found.ray_indices]
+    assert ((found.t - depth).abs() < 0.1).all() and sum(looked) < 0.8 * len(samples)
+    order = found.ray_indices * 10 + found.t_starts
+    assert (order.diff() > 0).all()
+    alpha = alpha_between(sdf(torch.tensor([[0.0, 0, -0.91]])), sdf(torch.tensor([[0.0, 0, -0.89]])), 200.0)
+    assert 0.8 < float(alpha) < 0.9  # (sigmoid(2) - sigmoid(-2)) / sigmoid(2)
+
+
+def test_a_picture_of_what_can_be_seen_is_the_picture_of_all(tiny_scene, tmp_path, monkeypatch):
+    t = trainer(
+        tiny("dtu-wmask", tiny_scene, tmp_path, "trainer.max_steps=12", "model.refine=0.2", "model.variance.init=0.6"), tmp_path / "run"
+    )
+    t.train()
+    rays, counts = next(t.batches).rays, []
+    seen = models.neus.visible
+
+    def counted(*given):
+        found = seen(*given)
+        counts.append((len(given[1]), len(found)))
+        return found
+
+    monkeypatch.setattr(models.neus, "visible", counted)
+    some = t.system.render_view(rays, torch.ones(3))
+    monkeypatch.setattr(
+        models.neus, "visible", lambda rays, samples, sdf, inv_s, long, backend: to_crossings(rays, samples, sdf) if long else samples
+    )
+    whole = t.system.render_view(rays, torch.ones(3))
+    assert counts and counts[0][1] < 0.7 * counts[0][0]
+    assert (some.rgb - whole.rgb).abs().max() < 0.01 and float(whole.opacity.max()) > 0.5
 
 
 @pytest.mark.parametrize("inv_s", [100.0, 1000.0])
