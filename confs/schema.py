@@ -163,7 +163,7 @@ class TrainerConfig:
     test_share: float = 0.1667  # of the training time: most that the test, and the video, take (at least 30 s each); 0: no limit
     average: float = 0.1  # last share of the run over which the weights are averaged; 0: none
     max_skipped: int = 50  # non-finite steps in a row that stop the run
-    chunk: int = 4096  # rays rendered at once
+    chunk: int = 8192  # rays rendered at once
 
     def __post_init__(self) -> None:
         check(
