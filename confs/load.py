@@ -247,8 +247,8 @@ def load_config(
         merged = _merge(method, [*below, said, *facts])
         if merged.model.background == "auto":
             facts.append(OmegaConf.create({"model": {"background": "random" if merged.dataset.apply_mask else "learned"}}))
-        photographed = merged.dataset.name in PHOTOGRAPHED
-        for key, value in (("pose", photographed), ("appearance", "affine" if photographed else "none")):
+        photographed = merged.dataset.name in PHOTOGRAPHED and not saved  # what a checkpoint does not mention, it was trained without
+        for key, value in (("pose", photographed), ("appearance", "affine" if photographed else "none"), ("distractors", photographed)):
             if OmegaConf.select(merged.model, key) == "auto" and merged.dataset.name != "auto":
                 facts.append(OmegaConf.create({"model": {key: value}}))
         learned = OmegaConf.merge(merged, *facts).model.background == "learned"

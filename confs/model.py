@@ -284,6 +284,7 @@ class VolumeConfig(MethodConfig):
     appearance: Literal["auto", "none", "affine", "embedding"] = (
         "auto"  # per photograph: an affine map of its colours (exposure, white balance), or a vector for the colour network; auto: as pose
     )
+    distractors: Any = "auto"  # true: parts of photographs that the scene cannot explain lose their say; auto: as pose
     gradient_scaling: bool = False  # gradients times min(1, distance to the camera ^2): against floaters near cameras
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -297,6 +298,7 @@ class VolumeConfig(MethodConfig):
         check(
             "model",
             pose=(self.pose in ("auto", True, False), f"must be true, false or auto, got {self.pose}"),
+            distractors=(self.distractors in ("auto", True, False), f"must be true, false or auto, got {self.distractors}"),
             sampler=(self.sampler != other, f"{self.sampler} is not for model.name={self.name}; use occupancy"),
             samples_per_ray=(min(steps.start, steps.end) >= 16, f"must be at least 16, got {self.samples_per_ray}"),
             samples_per_ray_test=(self.samples_per_ray_test >= 16, f"must be at least 16, got {self.samples_per_ray_test}"),

@@ -19,6 +19,7 @@ from utils.rays import FieldOutput, Rays, Render, Samples
 if TYPE_CHECKING:
     from models.appearance import Appearance
     from models.background import Background, BackgroundOutput
+    from models.distractors import Distractors
     from models.pose import CameraRefinement
     from models.shading import ShadingOutput
 
@@ -84,6 +85,7 @@ class Method(nn.Module, ABC):
     background: "Background | None"  # the learned background
     pose: "CameraRefinement | None"  # the refinement of the cameras
     appearance: "Appearance | None"  # exposure and white balance of the photographs
+    distractors: "Distractors | None"  # how far each part of the photographs is trusted
     composite_backend: str
     view_dependent = False  # whether `colour_from` depends on the direction
 
@@ -91,7 +93,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.cfg, self.radius = cfg, cfg.radius
         self.sampler, self.background, self.composite_backend = None, None, "torch"
-        self.pose, self.appearance = None, None
+        self.pose, self.appearance, self.distractors = None, None, None
 
     @property
     def capabilities(self) -> frozenset[str]:

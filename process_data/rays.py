@@ -94,7 +94,7 @@ class RayDataset(Dataset):
         rgb = self._colours(flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
         chosen = None if points is None or self.points is None else self.points[points]
-        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, chosen)
+        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, chosen, uv)
 
     def _colours(self, flat: Tensor) -> Tensor:
         """[R, 3] uint8 of the pixels [R], those at a mask's edge repaired (`process_data/edges.py`)."""

@@ -21,6 +21,7 @@ from utils.rays import RayBatch, Rays, Render, Scene
 from utils.schedule import ramp
 
 log = logging.getLogger("neus")
+REFRESH = 16  # steps between looks at what the photographs' errors say about distractors
 COLOURS = {"black": 0.0, "white": 1.0}
 
 
@@ -117,6 +118,8 @@ class RaySystem:
     def before_step(self, step: int, progress: float) -> None:
         """Refresh the sampler."""
         self.model.before_step(step, self.model.context(progress, training=True))
+        if self.model.distractors is not None and step % REFRESH == 0:
+            self.model.distractors.refresh()
 
     def parts(self, progress: float) -> frozenset[str]:
         """What a step at this progress computes that one at another may not."""
@@ -144,6 +147,10 @@ class RaySystem:
             truth = torch.where(cut[:, None], output.render.rgb.detach(), truth)
             mask = None if batch.mask is None else torch.where(cut, output.render.opacity.detach(), batch.mask)
             batch = replace(batch, mask=mask)
+        distractors = self.model.distractors
+        if distractors is not None and batch.uv is not None:
+            rgb = distractors.trusted(batch.view, batch.uv, truth, output.render.rgb, progress)
+            output = replace(output, render=replace(output.render, rgb=rgb))
         terms = weighted_terms(LossInputs(batch, truth, output, self.model, self.cfg.loss, context), weight)
         self._note(output, truth, context)
         return terms

@@ -25,6 +25,7 @@ from encoder.identity import WithIdentity
 from encoder.spherical import SphericalHarmonics
 from models.appearance import Appearance
 from models.background import Background
+from models.distractors import Distractors
 from models.estimators import OccupancyGrid
 from models.field import DensityNetwork
 from models.importance import HierarchicalSampler
@@ -198,12 +199,14 @@ METHODS: dict[str, Entry] = {
 
 
 def add_photographs(model: Method, m: MethodConfig, scene: Scene) -> None:
-    """What is estimated for each photograph of the scene: its camera, its exposure and white balance."""
+    """What is estimated for each photograph of the scene: its camera, its exposure and white balance, what does not belong."""
     if getattr(m, "pose", False) is True:
         model.pose = CameraRefinement(scene.cameras.c2w[:, :, 3], scene.train)
     kind = getattr(m, "appearance", "none")
     if kind in ("affine", "embedding"):
         model.appearance = Appearance(kind, len(scene.names), scene.train, EMBEDDING)
+    if getattr(m, "distractors", False) is True:
+        model.distractors = Distractors(len(scene.names), scene.cameras.width, scene.cameras.height)
 
 
 def build_system(cfg: Config, device: torch.device, scene: Scene | None = None) -> RaySystem:

@@ -80,14 +80,15 @@ class RayBatch(_Movable):
     mask: Tensor | None  # [R] in [0, 1], 1 on the object
     view: Tensor  # [R] int64, which photograph
     points: Tensor | None = None  # [P, 3] structure-from-motion points, drawn anew for every batch
+    uv: Tensor | None = None  # [R, 2] the pixels
 
     def __post_init__(self) -> None:
         r = len(self.rays)
-        _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3))
+        _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3), uv=(r, 2))
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        mask, points = (None if t is None else t.to(device) for t in (self.mask, self.points))
-        return RayBatch(self.rays.to(device), self.rgb.to(device), mask, self.view.to(device), points)
+        mask, points, uv = (None if t is None else t.to(device) for t in (self.mask, self.points, self.uv))
+        return RayBatch(self.rays.to(device), self.rgb.to(device), mask, self.view.to(device), points, uv)
 
 
 @dataclass(frozen=True)
