@@ -29,7 +29,8 @@ MASK_FREE = {
 }
 
 # model.start=points: the surface is roughly known from the first step on, so it starts sharp and is kept from dissolving, and
-# takes few samples. loss.points holds concave parts, which colours alone fill (docs/recipes.md, "Photographs").
+# takes few samples. loss.points holds concave parts, which colours alone fill; loss.curvature keeps texture out of the relief
+# (docs/recipes.md, "Photographs").
 POINTS_START = {
     "model": {
         "variance": {"min_inv_s": [150, 600, 0.1, 0.7], "max_inv_s": 20000},
@@ -38,5 +39,5 @@ POINTS_START = {
         "sdf": {"pass_encoding": True},
         "background_field": {"log2_size": 18},
     },
-    "loss": {"points": 0.3},
+    "loss": {"points": 0.3, "curvature": [0.02, 0, 0.2, 0.8]},
 }
