@@ -28,10 +28,12 @@ def main(words: list[str] | None = None) -> int:
             run.auto_masks(args.config, args.overrides, args.mask_model, args.mask_norm)
         if args.relight:
             return run.relit(args.resume, args.overrides, args.hdr, args.blender, args.poses)
+        if args.view and not args.train:
+            return run.looked_at(args.resume, args.overrides, args.view_port)
         if not (args.train or args.test or args.mesh):
             return 0
         job = run.prepare(args.config, args.resume, args.overrides, args.preset)
-        return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video)
+        return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video, view=args.view_port)
     except UserError as error:
         log.error("error: %s", error)
         return 2

@@ -1,10 +1,13 @@
 """The flags of run.py and which of them go together. It imports no torch: --help and a misspelt flag answer at once."""
 
 import argparse
+import importlib.util
 import json
 from typing import NoReturn
 
 from utils.errors import UserError, suggestion
+
+PORT = 8080  # of --view
 
 EXAMPLES = """examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
@@ -14,6 +17,7 @@ EXAMPLES = """examples:
   python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
   python run.py --photos DIR --train                                photographs alone: finds the cameras first
   python run.py --relight --resume outputs/NAME/TRIAL --hdr LIGHT.exr   a material under another light
+  python run.py --view --resume outputs/NAME/TRIAL                  look at a run in the browser; with --train, while it trains
   python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
 
 every option with its unit and meaning: confs/schema.py, confs/model.py, confs/material.py"""
@@ -55,6 +59,8 @@ def parser() -> Parser:
     p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
     p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
     p.add_argument("--poses", metavar="JSON", help="cameras to render from, as transforms.json (with --relight); by default an orbit")
+    p.add_argument("--view", action="store_true", help="a page for the browser, on this machine alone (with --train, or with --resume)")
+    p.add_argument("--view-port", metavar="N", type=int, help="port of the page, the next free one where it is taken; default 8080")
     p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
     p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
@@ -70,7 +76,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         if flag.startswith("-") and flag not in flags and " " not in flag:  # "-1,0,0 1,0,0 0.3" is the value of a flag
             raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
     args = p.parse_intermixed_args(words)
-    jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask") if getattr(args, name)]
+    jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask", "view") if getattr(args, name)]
     alone = next((name for name in ("eval", "relight") if name in jobs), None)
     if alone and len(jobs) > 1:
         raise UserError(
@@ -94,6 +100,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         if not args.train or args.resume:
             raise UserError("--region goes with --train, at the start of a run")
         args.overrides = [*args.overrides, f"dataset.region={json.dumps(args.region, ensure_ascii=False)}"]
+    check_view(args)
     if args.preset and not args.train:
         raise UserError("--preset goes with --train")
     if args.eval:
@@ -101,13 +108,28 @@ def parse(words: list[str]) -> argparse.Namespace:
     if args.relight and not (args.resume and args.hdr):
         raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
     if not jobs:
-        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos or --eval (see --help)")
+        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos --view or --eval (see --help)")
     if args.photos and not args.config:
         args.config = "confs/neus-colmap.yaml"
-    if not (args.train or args.test or args.mesh):
+    if not (args.train or args.test or args.mesh or args.view):
         return args
     if not (args.config or args.resume or any(word.startswith("dataset.root_dir=") for word in args.overrides)):
         raise UserError("which scene? give dataset.root_dir=FOLDER, --config confs/dtu.yaml (see confs/), or --resume with a checkpoint")
     if not args.train and not args.resume:
         raise UserError("--test and --mesh need --resume with a checkpoint or run folder")
     return args
+
+
+def check_view(args: argparse.Namespace) -> None:
+    """The flags of `--view`. Raises UserError, also where viser is not installed: before anything is computed."""
+    if args.view_port is not None and not args.view:
+        raise UserError("--view-port goes with --view")
+    if not args.view:
+        return
+    if not args.train and (args.test or args.mesh or args.photos or args.auto_mask or not args.resume):
+        raise UserError("--view goes with --train, or alone with --resume and the checkpoint or run folder to look at")
+    if args.view_port is not None and not 1 <= args.view_port <= 65535:
+        raise UserError(f"--view-port must lie in 1..65535, got {args.view_port}")
+    args.view_port = args.view_port or PORT
+    if importlib.util.find_spec("viser") is None:
+        raise UserError("--view needs viser, which is not installed: pip install viser==1.1.1, or go on without --view")

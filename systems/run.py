@@ -26,6 +26,7 @@ from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.placement import metres_per_unit, scale_from_distance
 from systems.trainer import Trainer
+from systems.view import live_view, look
 from utils import checkpoint
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
@@ -153,8 +154,11 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 
 
-def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True) -> int:
-    """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training)."""
+def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, view: int | None = None) -> int:
+    """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training).
+
+    view: port of a page that shows the training.
+    """
     cfg, state, path = job.cfg, job.state, job.path
     threads = setup_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
@@ -171,7 +175,9 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True) ->
             if state and path:
                 trainer.load(state, path)
                 log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
-            if not trainer.train():
+            with live_view(trainer, view):
+                complete = trainer.train()
+            if not complete:
                 log.info("stopped at step %d; go on with: python run.py --train --resume %s", trainer.clock.step, run.root)
                 return 128 + trainer.stop_signal
             log.info(
@@ -222,6 +228,24 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
         assert isinstance(system.model, MaterialModel)
         system.model.set_frame()
         relight(system.model, cfg, run, hdr, blender, poses)
+        return 0
+    finally:
+        run.close()
+
+
+def looked_at(resume: str, overrides: list[str], port: int) -> int:
+    """`--view --resume CKPT`: a page that shows a run, until Ctrl-C."""
+    job = prepare(None, resume, overrides)
+    cfg, state, path = job.cfg, job.state, job.path
+    assert state is not None and path is not None
+    setup_threads(cfg.trainer.threads)
+    device = pick_device(cfg.trainer.device)
+    run = run_folder(cfg, path)
+    try:
+        scene = trained_frame(load_scene(cfg.dataset, cfg.model.radius), run)
+        system = restore_system(cfg, device, state, path, scene)
+        system.prepare(scene)
+        look(system, refined(system, scene), cfg, run, device, port)
         return 0
     finally:
         run.close()

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,7 @@ class Trainer:
         self.terms: dict[str, torch.Tensor] = {}  # of the last step
         self.graph: StepGraph | None = None
         self.stop_signal = 0
+        self.between: list[Callable[[], None]] = []  # called after each step; their time is no training time
 
     def train(self) -> bool:
         """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
@@ -82,6 +83,8 @@ class Trainer:
                 self.scheduler.step(self.progress)
                 self.average.after_step(self.clock.step, self.progress)
                 self._after_step(n_rays, time.perf_counter() - began)
+                for call in self.between:
+                    call()
         self._look_for_skipped()
         if self.graph:
             self.graph.close()
