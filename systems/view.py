@@ -6,7 +6,7 @@ All work on the model is done here, by the thread that owns it: between training
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -52,12 +52,19 @@ class View:
         return 1.0
 
     def serve(self) -> None:
-        """Do what is asked for and ready. What fails is told and forgotten: a look must not end a training."""
+        """Do what is asked for and ready."""
         while (job := self.page.requests.take()) is not None:
-            try:
-                job()
-            except Exception as error:
-                log.warning("view: a request failed (%s: %s)", type(error).__name__, str(error).split("\n")[0][:200])
+            self.try_to(job)
+
+    @staticmethod
+    def try_to(job: Callable[[], None]) -> None:
+        """What fails is told and forgotten: a look must not end a training."""
+        try:
+            job()
+        except UserError as error:
+            log.info("view: %s", error)
+        except Exception as error:
+            log.warning("view: a request failed (%s: %s)", type(error).__name__, str(error).split("\n")[0][:200])
 
     # ------------------------------------------------------------------ requests
 
@@ -117,15 +124,21 @@ class View:
         return f"**{self.run.root.name}**"
 
     def put_new_mesh(self) -> None:
-        """Extract the mesh of the moment and show it."""
-        try:
-            self.page.put_mesh(live_mesh(self.system, self.scene, self.cfg, self.device, self.progress()))
-        except UserError as error:
-            log.info("view: %s", error)
+        """Extract the mesh of the moment and show it. Raises UserError where there is no surface."""
+        self.page.put_mesh(live_mesh(self.system, self.scene, self.cfg, self.device, self.progress()))
+
+    def put_saved_mesh(self) -> None:
+        """The mesh of the run folder, or a coarse one where there is none. Raises UserError."""
+        path = self.run.root / "mesh/mesh.ply"
+        if path.is_file():
+            self.page.put_mesh(saved_mesh(path, self.scene))
+        else:
+            log.info("view: no mesh/mesh.ply in the run folder: a coarse mesh is shown")
+            self.put_new_mesh()
 
 
 class LiveView(View):
-    """Looks at a training between its steps; nobody looking, it does nothing."""
+    """Looks at a training between its steps; where nobody looks it does nothing."""
 
     def __init__(self, trainer: Trainer, port: int):
         super().__init__(trainer.system, trainer.scene, trainer.cfg, trainer.run, trainer.device, port, live=True)
@@ -150,22 +163,26 @@ class LiveView(View):
         while self.page.paused and not self.trainer.stop_signal:
             self.page.requests.wait(0.2)
             self.serve()
-        log.info("view: going on")
+        if not self.trainer.stop_signal:
+            log.info("view: going on")
 
     def _refresh(self) -> None:
         """Figures and mesh, where they are old and somebody looks."""
         if not self.page.visitors():
             return
         if time.monotonic() - self.told >= TOLD:
-            self.tell()
+            self.try_to(self.tell)
             self.told = time.monotonic()
         seconds = self.trainer.clock.seconds
         if seconds >= self.due and not self.page.renders:
             began = time.monotonic()
-            self.put_new_mesh()
-            if self.system.model.pose is not None:
-                self.page.put_cameras(refined(self.system, self.scene).cameras)
+            self.try_to(self.put_new_mesh)
             self.due = seconds + max(EVERY, (time.monotonic() - began) / SHARE)
+
+    def put_new_mesh(self) -> None:
+        super().put_new_mesh()
+        if self.system.model.pose is not None:
+            self.page.put_cameras(refined(self.system, self.scene).cameras)
 
     def words(self) -> str:
         t = self.trainer
@@ -194,12 +211,7 @@ def look(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device
     """`--view --resume`: the page of a run, until Ctrl-C."""
     view = View(system, scene, cfg, run, device, port)
     try:
-        path = run.root / "mesh/mesh.ply"
-        if path.is_file():
-            view.page.put_mesh(saved_mesh(path, scene))
-        else:
-            log.info("view: no mesh/mesh.ply in the run folder; a coarse mesh is shown")
-            view.put_new_mesh()
+        view.try_to(view.put_saved_mesh)
         view.tell()
         log.info("view: Ctrl-C ends it")
         while True:

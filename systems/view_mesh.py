@@ -10,6 +10,7 @@ import torch
 import trimesh
 
 from confs.schema import Config
+from models.material import MaterialModel
 from process_data.normalize import points_to_sphere
 from utils.colour import srgb_to_linear
 from utils.marching_cubes import extract
@@ -21,13 +22,23 @@ MOST = 400_000  # faces of a mesh that a browser gets
 
 
 def live_mesh(system, scene: Scene, cfg: Config, device: torch.device, progress: float) -> trimesh.Trimesh:
-    """The mesh of the moment in the unit sphere's frame, coarse, coloured and culled as the exported one is. Raises UserError."""
-    e = cfg.export
-    mesh = extract(system.surface(progress), cfg.model.radius, RESOLUTION, min(e.coarse, RESOLUTION), device=device)
+    """The mesh of the moment in the unit sphere's frame, coarse, coloured and culled as the exported one is; of a material its own mesh.
+
+    Raises UserError where there is no surface.
+    """
+    e, model = cfg.export, system.model
+    if isinstance(model, MaterialModel):
+        mesh = trimesh.Trimesh(model.local.cpu().numpy(), model.frame_faces.cpu().numpy(), process=False)
+        return coloured_mesh(thinned(mesh) if len(mesh.faces) > MOST else mesh, system, device, progress)
+    mesh = extract(system.surface(progress), cfg.model.radius, RESOLUTION, min(e.coarse, RESOLUTION // 2), device=device)
     culled = cull_unseen(mesh, scene.cameras, e.min_views, scene.train)
     if scene.masks is not None and cfg.dataset.apply_mask:
         culled = cull_by_masks(culled, scene.cameras, scene.masks, e.mask_dilation, scene.train)
-    mesh = keep_components(culled if len(culled.faces) else mesh, e.keep, e.min_faces)
+    return coloured_mesh(keep_components(culled if len(culled.faces) else mesh, e.keep, e.min_faces), system, device, progress)
+
+
+def coloured_mesh(mesh: trimesh.Trimesh, system, device: torch.device, progress: float) -> trimesh.Trimesh:
+    """The mesh with the field's colours at its vertices, seen along their normals."""
     x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
     rgb = (system.colours(x, progress).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=rgb, process=False)

@@ -145,7 +145,7 @@ class Page:
         empty = np.zeros(0)
         scales = {"x": {"time": False}, **({"y": {"distr": 3}} if name == "loss" else {})}
         series = ({"label": "step"}, {"label": name, "stroke": ACCENT, "width": 2})
-        return self.server.gui.add_uplot((empty, empty), series, scales=scales, aspect=2.0, title=name)
+        return self.server.gui.add_uplot((empty, empty), series, scales=scales, aspect=2.4, title=name)
 
     def _cameras(self, scene: Scene) -> None:
         distance = float(np.median(np.linalg.norm(scene.cameras.c2w[:, :, 3].numpy(), axis=1)))

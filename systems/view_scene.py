@@ -111,10 +111,9 @@ class Curve:
             except (ValueError, KeyError, TypeError):
                 continue
         if found:
-            new = np.array(found)
-            rows = np.concatenate([self.rows, new])
-            later = np.minimum.accumulate(rows[::-1, 0])[::-1]  # the least step from here on
-            self.rows = rows[(rows[:, 0] <= later) & np.append(np.diff(rows[:, 0]) != 0, True)]
+            rows = np.concatenate([self.rows, found])
+            least = np.minimum.accumulate(rows[::-1, 0])[::-1]  # step from here on
+            self.rows = rows[rows[:, 0] < np.append(least[1:], np.inf)]
         return bool(found)
 
     def points(self, most: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
