@@ -76,10 +76,26 @@ def thinned(mesh: trimesh.Trimesh, cells: int = 256) -> trimesh.Trimesh:
     return trimesh.Trimesh(mean(x), faces, vertex_colors=merged, process=False)
 
 
+# S. Hill's fit of the ACES film curve, which the page's library applies to all it draws: linear light -> A -> curve -> B
+EXPOSURE = 1 / 0.6
+A = np.array([[0.59719, 0.35458, 0.04823], [0.07600, 0.90834, 0.01566], [0.02840, 0.13383, 0.83777]])
+B = np.array([[1.60475, -0.53108, -0.07367], [-0.10208, 1.10813, -0.00605], [-0.00327, -0.07276, 1.07602]])
+CURVE = (0.0245786, 0.000090537, 0.983729, 0.4329510, 0.238081)  # y = (x (x + a) - b) / (x (c x + d) + e)
+
+
+def before_film(linear: np.ndarray) -> np.ndarray:
+    """The linear light [V, 3] that the film curve turns into this one, in [0, 1]; it may lie outside [0, 1]."""
+    a, b, c, d, e = CURVE
+    y = linear @ np.linalg.inv(B).T
+    p, q, r = 1 - c * y, a - d * y, -b - e * y  # of p x^2 + q x + r = 0
+    x = (-q + np.sqrt(q * q - 4 * p * r)) / (2 * p)
+    return x @ np.linalg.inv(A).T / EXPOSURE
+
+
 def glb(mesh: trimesh.Trimesh, coloured: bool) -> bytes:
     """A binary glTF 2.0 file: sRGB vertex colours as they are, without light; without colours grey, under the page's lights.
 
-    glTF takes vertex colours as linear light, in 16 bits here: 8 would show steps in dark colours.
+    glTF takes vertex colours as linear light; the film curve is undone, so that they look as in the photographs.
     """
     normal, faces = np.asarray(mesh.vertex_normals, np.float32), np.asarray(mesh.faces, np.uint32)
     blobs: list[tuple[np.ndarray, str, int, int]] = [
@@ -90,8 +106,7 @@ def glb(mesh: trimesh.Trimesh, coloured: bool) -> bytes:
     coloured = colours is not None
     if colours is not None:
         srgb = torch.from_numpy(colours[:, :3].astype(float)) / 255
-        linear = np.concatenate([srgb_to_linear(srgb).numpy(), np.ones((len(srgb), 1))], 1)
-        blobs.append(((linear * 65535).round().astype(np.uint16), "VEC4", 5123, 34962))
+        blobs.append((before_film(srgb_to_linear(srgb).numpy()).astype(np.float32), "VEC3", 5126, 34962))
     blobs.append((faces.reshape(-1), "SCALAR", 5125, 34963))
     views: list[dict] = []
     accessors: list[dict] = []
@@ -99,8 +114,7 @@ def glb(mesh: trimesh.Trimesh, coloured: bool) -> bytes:
     for values, kind, number, target in blobs:
         data = np.ascontiguousarray(values).tobytes()
         views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": len(data), "target": target})
-        accessor = {"bufferView": len(accessors), "componentType": number, "count": len(values), "type": kind}
-        accessors.append({**accessor, "normalized": True} if kind == "VEC4" else accessor)
+        accessors.append({"bufferView": len(accessors), "componentType": number, "count": len(values), "type": kind})
         binary += data + bytes(-len(data) % 4)
     box = {"min": blobs[0][0].min(0).tolist(), "max": blobs[0][0].max(0).tolist()} if len(mesh.vertices) else {}
     accessors[0].update(box)

@@ -4,8 +4,10 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,8 +26,9 @@ from process_data.region import standing
 from systems import view_mesh, view_scene
 from systems.cli import parse
 from systems.view_page import HOST, Requests, free_port
-from tests.systems.test_train import config, same, trainer
+from tests.systems.test_train import TINY, config, same, trainer
 from utils.errors import UserError
+from utils.image import read_rgb
 from utils.rays import Cameras
 
 needs_viser = pytest.mark.skipif(importlib.util.find_spec("viser") is None, reason="viser is not installed")
@@ -92,7 +95,7 @@ def test_a_new_run_with_the_written_options_has_the_sphere_of_the_page(tiny_scen
     assert float(torch.det(again.to_world[:3, :3])) == pytest.approx(1.5**3)
 
 
-def test_the_browsers_file_has_the_colours_as_linear_light(tmp_path):
+def test_the_browsers_file_has_colours_that_the_film_curve_turns_into_those_of_the_mesh():
     box = trimesh.creation.box()
     box = trimesh.Trimesh(box.vertices, box.faces, vertex_colors=np.tile([[255, 188, 0, 255]], (8, 1)), process=False)
     data = view_mesh.glb(box, True)
@@ -101,8 +104,10 @@ def test_the_browsers_file_has_the_colours_as_linear_light(tmp_path):
     assert "KHR_materials_unlit" in tree["materials"][0]["extensions"]
     view = tree["bufferViews"][tree["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]]
     start = 20 + int.from_bytes(data[12:16], "little") + 8 + view["byteOffset"]
-    colour = np.frombuffer(data[start : start + view["byteLength"]], np.uint16).reshape(8, 4) / 65535
-    assert np.allclose(colour, [[1, 0.5029, 0, 1]], atol=1e-3)  # ((188 / 255 + 0.055) / 1.055) ** 2.4
+    colour = np.frombuffer(data[start : start + view["byteLength"]], np.float32).reshape(8, 3)
+    x = colour / 0.6 @ view_mesh.A.T
+    linear = (x * (x + 0.0245786) - 0.000090537) / (x * (0.983729 * x + 0.432951) + 0.238081) @ view_mesh.B.T
+    assert np.allclose(linear, [[1, 0.5029, 0]], atol=1e-3)  # ((188 / 255 + 0.055) / 1.055) ** 2.4
     loaded = next(iter(trimesh.load(io.BytesIO(view_mesh.glb(box, False)), file_type="glb", process=False).geometry.values()))
     assert np.allclose(loaded.vertices, box.vertices) and np.array_equal(loaded.faces, box.faces)
 
@@ -350,3 +355,50 @@ def test_the_region_is_written(watched):
     assert lines[:2] == ["dataset.center=[10.6,-20.3,30.9]", "dataset.radius=1.5"]
     assert lines[-1].startswith(f"# python run.py --config {t.run.root}/config.yaml --train 'dataset.center=[10.6,-20.3,30.9]'")
     assert "centre (10.6, -20.3, 30.9), radius 1.5" in view.page.region_text.content and lines[-1][2:] in view.page.written.content
+
+
+@pytest.fixture
+def finished(tiny_scene, tmp_path):
+    """A run folder with a checkpoint and no mesh."""
+    words = [*TINY, f"dataset.root_dir={tiny_scene}", f"trainer.outputs_dir={tmp_path}", "trainer.trial_name=t", "name=n"]
+    assert command.main(["--config", "confs/dtu-wmask.yaml", "--train", *words, "trainer.max_steps=2", "trainer.finish=false"]) == 0
+    return tmp_path / "n/t"
+
+
+@needs_viser
+def test_a_finished_run_is_looked_at_until_ctrl_c(finished, monkeypatch, capsys):
+    from systems import view
+
+    seen, made, build = {}, [], view.Page
+    monkeypatch.setattr(view, "Page", lambda *a: made.append(build(*a)) or made[0])
+
+    def wait(*_):
+        seen["answer"] = urllib.request.urlopen(made[0].url, timeout=20).status
+        seen["mesh"], seen["pause"] = made[0].server.scene.get_handle_by_name("/mesh"), made[0].pause.visible
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Requests, "wait", wait)
+    assert command.main(["--view", "--resume", str(finished), "--view-port", "8123"]) == 0
+    text = "".join(capsys.readouterr())
+    assert seen["answer"] == 200 and seen["mesh"] and not seen["pause"]
+    assert text.rstrip().endswith("view: closed") and "viser" not in text and "a coarse mesh is shown" in text
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_mesh_in_its_own_colours(watched, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium")
+    _, view = watched()
+    view.page.cameras.visible = view.page.sphere.visible = False
+    ball = trimesh.creation.icosphere(3)
+    view.page.put_mesh(trimesh.Trimesh(ball.vertices, ball.faces, vertex_colors=np.tile([[200, 60, 30, 255]], (len(ball.vertices), 1))))
+    flags = "--headless=new --no-sandbox --disable-gpu --use-angle=swiftshader --enable-unsafe-swiftshader --disable-quic --no-first-run "
+    flags += "--disable-background-networking --disable-component-update --disable-sync --window-size=640,480 --virtual-time-budget=15000"
+    for _ in range(3):  # a busy machine draws late
+        words = [browser, *flags.split(), f"--user-data-dir={tmp_path}/profile", f"--screenshot={tmp_path}/page.png", view.page.url]
+        subprocess.run(words, capture_output=True, timeout=120, check=True)
+        picture = read_rgb(tmp_path / "page.png").astype(int)
+        if np.abs(picture[240, 240] - [200, 60, 30]).max() < 8:
+            break
+    assert np.abs(picture[230:250, 230:250] - [200, 60, 30]).max() < 8 and picture[470, 20].min() > 240
