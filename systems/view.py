@@ -116,12 +116,15 @@ class View:
 
     def tell(self) -> None:
         """The figures and the curve."""
-        self.page.status.content = self.words()
         if self.curve.read():
             self.page.put_curve(self.curve)
+        self.page.status.content = self.words()
 
     def words(self) -> str:
-        return f"**{self.run.root.name}**"
+        if not len(self.curve.rows):
+            return ""
+        step, _, psnr, seconds = self.curve.rows[-1]
+        return f"step {step:.0f} · {seconds / 60:.1f} minutes · psnr {psnr:.1f}"
 
     def put_new_mesh(self) -> None:
         """Extract the mesh of the moment and show it. Raises UserError where there is no surface."""

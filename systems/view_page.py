@@ -166,7 +166,9 @@ class Page:
 
     def _region(self) -> None:
         scene = self.server.scene
-        self.gizmo = scene.add_transform_controls("/region", scale=0.5 * self.radius, disable_rotations=True, visible=False)
+        self.gizmo = scene.add_transform_controls(
+            "/region", scale=0.5 * self.radius, disable_rotations=True, depth_test=False, visible=False
+        )
         # not below the gizmo, which hides with all below it
         self.sphere = scene.add_icosphere(
             "/sphere", self.radius, (120, 120, 120), subdivisions=3, wireframe=True, opacity=0.25, cast_shadow=False, receive_shadow=False

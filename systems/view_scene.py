@@ -91,7 +91,7 @@ class Curve:
     """The rows of a run's metrics.jsonl, read on as the file grows."""
 
     def __init__(self, path: Path):
-        self.path, self.at, self.rows = path, 0, np.zeros((0, 3))
+        self.path, self.at, self.rows = path, 0, np.zeros((0, 4))  # step, loss, psnr, seconds
 
     def read(self) -> bool:
         """Read the complete new lines; whether there were any. A run that was resumed goes on from its own step."""
@@ -107,7 +107,7 @@ class Curve:
         for line in data.splitlines():
             try:
                 row = json.loads(line)
-                found.append([float(row["step"]), float(row["loss"]), float(row["psnr"])])
+                found.append([float(row[key]) for key in ("step", "loss", "psnr", "seconds")])
             except (ValueError, KeyError, TypeError):
                 continue
         if found:
@@ -121,5 +121,5 @@ class Curve:
         rows = self.rows[np.isfinite(self.rows).all(1)]
         size = max(1, -(-len(rows) // most))
         means = [rows[i : i + size].mean(0) for i in range(0, len(rows), size)]
-        step, loss, psnr = np.array(means).reshape(-1, 3).T
+        step, loss, psnr = np.array(means).reshape(-1, 4).T[:3]
         return step, loss, psnr

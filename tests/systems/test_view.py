@@ -132,9 +132,9 @@ def test_the_curve_follows_the_file_and_goes_back_with_a_resumed_run(tmp_path):
         with open(path, "a") as file:
             file.write("\n".join(json.dumps(row) for row in rows) + end)
 
-    add(*({"step": s, "loss": 1 / s, "psnr": 10.0 + s} for s in (1, 2, 3)), {"step": 3, "val/psnr": 7})
+    add(*({"step": s, "loss": 1 / s, "psnr": 10.0 + s, "seconds": s} for s in (1, 2, 3)), {"step": 3, "val/psnr": 7})
     assert curve.read() and curve.points()[0].tolist() == [1, 2, 3] and not curve.read()
-    add({"step": 2, "loss": 5.0, "psnr": 20.0}, {"step": 4, "loss": 1.0, "psnr": 9.0}, end="")
+    add({"step": 2, "loss": 5.0, "psnr": 20.0, "seconds": 2}, {"step": 4, "loss": 1.0, "psnr": 9.0}, end="")
     assert curve.read()  # the last line is not complete
     step, loss, psnr = curve.points()
     assert step.tolist() == [1, 2] and loss.tolist() == [1, 5] and psnr.tolist() == [11, 20]
