@@ -6,9 +6,7 @@ viser calls back from threads of its own. A callback leaves a note in `Requests`
 import contextlib
 import io
 import socket
-import threading
-import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +14,16 @@ import numpy as np
 import trimesh
 
 from systems.view_mesh import glb, vertex_colours
+from systems.view_requests import SETTLED, Requests
 from systems.view_scene import Curve, camera_pose, thumbnail
 from utils.errors import UserError
 from utils.rays import Cameras, Scene
 
 HOST = "127.0.0.1"
 TRIED = 100  # ports
-SETTLED = 0.25  # seconds without a new request before a picture is rendered: a camera that is dragged asks all the time
 MESH, SHAPE, COLOUR, NORMAL, DEPTH = SHOWN = ("mesh", "mesh without colours", "render: colour", "render: normals", "render: depth")
 TRAIN_COLOUR, TEST_COLOUR = (70, 110, 200), (230, 120, 20)
 ACCENT = "#2f6fdb"
-
-
-class Requests:
-    """What visitors ask for, by key, oldest first; a request replaces an older one of its key."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[Hashable, tuple[float, Callable[[], None]]] = {}
-        self.changed = threading.Condition()
-
-    def put(self, key: Hashable, job: Callable[[], None], delay: float = 0.0) -> None:
-        """Ask for `job`, which is ready after `delay` seconds. Any thread."""
-        with self.changed:
-            self.waiting.pop(key, None)
-            self.waiting[key] = (time.monotonic() + delay, job)
-            self.changed.notify()
-
-    def take(self) -> Callable[[], None] | None:
-        """The oldest job that is ready, or None."""
-        if not self.waiting:
-            return None
-        with self.changed:
-            now = time.monotonic()
-            key = next((key for key, (when, _) in self.waiting.items() if when <= now), None)
-            return None if key is None else self.waiting.pop(key)[1]
-
-    def has(self, key: Hashable) -> bool:
-        return key in self.waiting
-
-    def wait(self, seconds: float) -> None:
-        """Return when something is asked for, at the latest after so many seconds."""
-        with self.changed:
-            self.changed.wait(min(seconds, SETTLED / 2) if self.waiting else seconds)
 
 
 def free_port(first: int) -> int:

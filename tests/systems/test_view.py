@@ -25,7 +25,8 @@ from process_data.rays import view_rays
 from process_data.region import standing
 from systems import view_mesh, view_scene
 from systems.cli import parse
-from systems.view_page import HOST, Requests, free_port
+from systems.view_page import HOST, free_port
+from systems.view_requests import Requests
 from tests.systems.test_train import TINY, config, same, trainer
 from utils.errors import UserError
 from utils.image import read_rgb
