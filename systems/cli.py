@@ -108,7 +108,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     if args.relight and not (args.resume and args.hdr):
         raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
     if not jobs:
-        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos --view or --eval (see --help)")
+        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos, --view or --eval (see --help)")
     if args.photos and not args.config:
         args.config = "confs/neus-colmap.yaml"
     if not (args.train or args.test or args.mesh or args.view):
