@@ -233,7 +233,7 @@ def load_config(
     given = _overrides(words)
     below = [_saved(saved)] if saved else []
     method = _method([*below, *(node for _, node in files), given])
-    for where, node in files:
+    for where, node in [*(("the checkpoint's config", node) for node in below), *files]:
         _check_keys(_container(node), where, method)
     _check_overrides(words, method)
     try:

@@ -26,7 +26,6 @@ from utils.log import RunFolder, commit
 from utils.rays import RayBatch, Scene
 
 log = logging.getLogger("neus")
-VERSION = "0.2.0"
 LOOK = 16  # steps between looks at what a CUDA device left out; the sampler's refresh waits for it as often
 
 
@@ -264,7 +263,7 @@ class Trainer:
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
-            "version": VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
+            "version": checkpoint.VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
             "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.amp else {}, "rng": rng, "average": self.average.state(),
         }  # fmt: skip

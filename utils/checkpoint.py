@@ -10,13 +10,14 @@ import torch
 from utils.errors import UserError
 from utils.files import write_atomic
 
+VERSION = "0.3.0"  # of the program; pyproject.toml, CITATION.cff and CHANGELOG.md say the same
 FORMAT = 2  # 2: names of weights and options as of version 0.2
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Save a dict of tensors, numbers and strings under `path` atomically. Raises UserError when the disk refuses."""
+    """Save a dict of tensors, numbers and strings, with format and version, under `path` atomically. Raises UserError when the disk refuses."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
     write_atomic(path, buffer.getbuffer())
 
 
@@ -32,8 +33,11 @@ def resolve(path: Path) -> Path:
     return path
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Load with `weights_only=True`. Raises UserError for anything that is not a whole checkpoint of this program."""
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", mmap: bool = False) -> dict:
+    """Load with `weights_only=True`. mmap: tensors stay on the disk until they are used, for a look at the rest.
+
+    Raises UserError for anything that is not a whole checkpoint of this program, and for one of another format.
+    """
     path = resolve(Path(path))
     with open(path, "rb") as file:
         head = file.read(4)
@@ -42,7 +46,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
             raise UserError(f"{path} is truncated; take an older checkpoint")
         raise UserError(f"{path} is not a checkpoint of this program (if it holds code, that was not and is never run)")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is not a checkpoint of this program: it holds more than tensors, numbers and strings, perhaps code, which is never run"
@@ -55,7 +59,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
         raise UserError(f"{path} is not a checkpoint of this program: it lacks the config or the model")
     if state["format"] != FORMAT:
         raise UserError(
-            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; use the version that wrote it, or train anew"
+            f"{path} has checkpoint format {state['format']}, written by version {state.get('version', 'unknown')}; this is version {VERSION}, "
+            f"which reads format {FORMAT}; use the version that wrote it, or train anew"
         )
     return state
 
