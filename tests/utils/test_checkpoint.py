@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from utils.checkpoint import load_checkpoint, load_weights, resolve, save_checkpoint
+from utils.checkpoint import FORMAT, VERSION, load_checkpoint, load_weights, resolve, save_checkpoint
 from utils.errors import UserError
 
 STATE = {"config": "a: 1", "model": {"w": torch.arange(3.0)}, "step": 4}
@@ -68,3 +68,23 @@ def test_another_architecture_is_named(tmp_path):
         load_weights(layer, torch.nn.Linear(2, 4).state_dict(), tmp_path)
     with pytest.raises(UserError, match="bias is missing"):
         load_weights(layer, {"weight": layer.weight}, tmp_path)
+
+
+def test_versions(tmp_path):
+    """What it was written by is in the file; another format is refused by the names of both, an older version of this format is read."""
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    assert load_checkpoint(path)["version"] == VERSION
+    for number, version, said in ((1, {}, "unknown"), (FORMAT + 1, {"version": "0.9.0"}, "0.9.0")):
+        torch.save({**STATE, "format": number, **version}, path)
+        with pytest.raises(UserError, match=f"a.pt has checkpoint format {number}, written by version {said}; this is version {VERSION}"):
+            load_checkpoint(path)
+    torch.save({**STATE, "format": FORMAT, "version": "0.2.0"}, path)
+    assert load_checkpoint(path)["version"] == "0.2.0"
+
+
+def test_a_look_at_a_checkpoint_leaves_its_tensors_on_the_disk(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    state = load_checkpoint(path, mmap=True)
+    assert state["step"] == 4 and torch.equal(state["model"]["w"], STATE["model"]["w"])
