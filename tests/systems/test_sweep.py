@@ -135,7 +135,7 @@ def test_sigterm_stops_and_saves_and_the_same_command_goes_on(swept, caplog):
     before = signal.getsignal(signal.SIGTERM)
     assert swept(*words) == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
     assert Path("out/dtu-wmask/slow-seed1/ckpt/last.pt").read_text() == "0.5" and not calls("later-seed1")
-    assert "the same command goes on: later seed 1, slow seed 1" in caplog.text
+    assert "the same command goes on: later seed 1, slow seed 1\n" in caplog.text and "start: later" not in caplog.text
     assert swept(*words) == 0
     (_, resumed), (first,) = calls("slow-seed1"), calls("later-seed1")
     assert resumed[:3] == ["--train", "--resume", "out/dtu-wmask/slow-seed1"] and "--config" not in resumed
