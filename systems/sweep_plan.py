@@ -105,11 +105,12 @@ def grid(
         raise UserError(f"--name {name}: expected the name of a folder, without '/'")
     if truth and not bench.evaluate:
         raise UserError(f"--truth: {bench.path} does not say how to judge a run (`evaluate`)")
-    found = {scene: scene_folder(scene, data, bench.folders) for scene in dict.fromkeys(scenes)}
-    missing = [scene for scene, folder in found.items() if folder is None]
+    scenes = list(dict.fromkeys(scenes))
+    found = {scene: folder for scene in scenes if (folder := scene_folder(scene, data, bench.folders))}
+    missing = [scene for scene in scenes if scene not in found]
     if missing:
         where = f"in {data}" if data else "here (--data DIR: the folder that holds the scenes)"
-        there = f"; --scenes {' '.join(s for s, f in found.items() if f)} are there" if len(missing) < len(found) else ""
+        there = f"; --scenes {' '.join(found)} are there" if found else ""
         raise UserError(f"no folder for {', '.join(missing)} {where}{there}")
     labels = {scene: Path(scene).resolve().name for scene in found}
     twice = [scene for scene, label in labels.items() if list(labels.values()).count(label) > 1]
