@@ -15,6 +15,7 @@ from confs.model import MethodConfig, NeuSConfig
 
 CENTERS = ("auto", "cameras", "lookat", "points", "bbox", "given")
 UPS = ("auto", "cameras", "ground", "given")
+MESH_FORMATS = ("ply", "obj", "stl", "3mf", "glb")
 
 
 def _named_or_xyz(value: Any, names: tuple[str, ...]) -> bool:
@@ -203,6 +204,12 @@ class BackendConfig:
 class ExportConfig:
     resolution: int = 512  # cells along the longest side of the tight box
     coarse: int = 128  # cells of the dense pass
+    faces: int = 200_000  # the mesh is simplified to about this many triangles (fast-simplification); 0: all of them
+    closed: bool = False  # a watertight solid, for 3D printing: what is culled, cut or was never seen from below is capped
+    cut_ground: Any = False  # remove the plane that the object stands on: true, false, or auto (where the mesh clearly holds one)
+    # mesh/mesh.* as ply, obj, stl, 3mf, glb; ply is always written. stl and 3mf are in millimetres where the scale is known, glb has y up
+    formats: list[str] = field(default_factory=lambda: ["ply", "obj"])
+    size_mm: Optional[float] = None  # of stl and 3mf: the longest side of the mesh's box, in millimetres; null: by the scale of the world
     colour: bool = True  # vertex colours
     keep: int = 1  # connected components kept, largest first; 0 keeps all
     min_faces: int = 50  # smaller components go in any case
@@ -217,6 +224,13 @@ class ExportConfig:
             "export",
             resolution=(16 <= self.resolution <= 4096, f"must lie in 16..4096, got {self.resolution}"),
             coarse=(16 <= self.coarse <= 512, f"must lie in 16..512, got {self.coarse}"),
+            faces=(self.faces >= 0, f"must not be negative, got {self.faces}"),
+            cut_ground=(self.cut_ground in (True, False, "auto"), f"must be auto, true or false, got {self.cut_ground}"),
+            formats=(
+                bool(self.formats) and set(self.formats) <= set(MESH_FORMATS),
+                f"must be a list of {', '.join(MESH_FORMATS)}, got {self.formats}",
+            ),
+            size_mm=(self.size_mm is None or 1e-3 <= self.size_mm <= 1e6, f"must lie in 0.001..1000000, got {self.size_mm}"),
             keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
             min_views=(self.min_views >= 0, f"must not be negative, got {self.min_views}"),
             metres_per_unit=(

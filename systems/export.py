@@ -1,6 +1,7 @@
-"""From a trained field to a clean, coloured mesh; systems/placement.py says where it stands."""
+"""From a trained field to a clean, coloured mesh: systems/surface.py extracts it, systems/placement.py says where it stands."""
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,65 +9,71 @@ import torch
 import trimesh
 
 from confs.schema import Config
+from systems.mesh_formats import write_formats
 from systems.placement import placement, record_placement
+from systems.solid import checked
+from systems.surface import Surface
 from systems.vertex_colour import best_views
-from utils.errors import UserError
+from utils.decimate import decimate
 from utils.image import write_png
 from utils.log import RunFolder
-from utils.marching_cubes import extract
-from utils.mesh import cull_by_masks, cull_unseen, keep_components, render_mesh, save_mesh, transform
+from utils.mesh import render_mesh, transform
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
 
 
 def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device) -> trimesh.Trimesh:
-    """Marching cubes, culling by the masks, largest components, vertex colours; returns the mesh in the world.
+    """Extract, cull (or close), simplify, colour and write the mesh; returns it in the world, as it is in the files.
 
-    mesh/mesh.ply and .obj stand as `export.frame` and `export.metres_per_unit` say.
+    mesh/mesh.* stand as `export.frame` and `export.metres_per_unit` say.
     Raises UserError that states the field's range, radius and inv_s when there is no surface.
     """
-    e = cfg.export
-    try:
-        mesh = extract(system.surface(), cfg.model.radius, e.resolution, e.coarse, device=device, progress=True)
-    except UserError as error:
-        raise UserError(f"{error}; {system.diagnosis()}") from None
-    found, how = len(mesh.faces), []
-    kept = cull_unseen(mesh, scene.cameras, e.min_views, scene.train)
-    if len(kept.faces) < len(mesh.faces):
-        how.append(f"{len(mesh.faces) - len(kept.faces)} faces in fewer than {e.min_views} views culled")
-    mesh = kept if len(kept.faces) else mesh
-    if scene.masks is not None and cfg.dataset.apply_mask and e.mask_dilation >= 0:
-        kept = cull_by_masks(mesh, scene.cameras, scene.masks, e.mask_dilation, scene.train)
-        how.append(f"{len(mesh.faces) - len(kept.faces)} outside the masks dilated by {e.mask_dilation:.1%} of the width")
-        if not len(kept.faces):
-            log.warning("every face of the mesh falls outside the masks: it is exported unculled")
-        mesh = kept if len(kept.faces) else mesh
-    before = len(mesh.faces)
-    mesh = keep_components(mesh, e.keep, e.min_faces)
-    how.append(f"{before - len(mesh.faces)} in smaller components")
-    if e.colour:
-        x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
-        seen = best_views(mesh, scene.cameras, scene.train, device) if system.view_dependent else ()
-        rgb = (system.colours(x, 1.0, *seen).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1))
+    began = time.perf_counter()
+    surface = Surface(system, scene, cfg, device)
+    mesh, how = surface.solid() if cfg.export.closed else surface.sheet()
+    found, began_decimation = len(mesh.faces), time.perf_counter()
+    mesh = decimate(mesh, cfg.export.faces)
+    simplified = time.perf_counter() - began_decimation
+    if len(mesh.faces) < found:
+        how.append(f"{found} faces simplified to {len(mesh.faces)}")
+    # a texture would be made here: the faces are final, vertices in the unit sphere's frame
+    if cfg.export.colour:
+        mesh = coloured(mesh, system, scene, device)
     mesh = transform(mesh, scene.to_world.numpy())
     placed = placement(mesh, scene, cfg)
-    paths = [run / "mesh/mesh.ply", run / "mesh/mesh.obj"]
-    for path in paths:
-        save_mesh(placed.place(mesh), path)
     record_placement(placed, run)
+    # and a textured mesh written here: `placed.place(mesh)` is what the files hold
+    names = write_formats(mesh, placed, cfg.export, run)
     log.info(
-        "mesh: %d vertices, %d of %d faces kept (%s), %s -> %s",
-        len(mesh.vertices),
-        len(mesh.faces),
-        found,
-        "; ".join(how),
-        placed.words,
-        paths[0],
+        "mesh: %d vertices, %d faces (%s), %s -> %s: %s",
+        *(len(mesh.vertices), len(mesh.faces), "; ".join(how), placed.words, run / "mesh", ", ".join(names)),
     )
+    if cfg.export.closed:
+        report_solid(mesh)
     write_png(run / "mesh/mesh.png", mesh_views(mesh, scene))
+    log.info("mesh: %.0f s, of which %.0f s to simplify it", time.perf_counter() - began, simplified)
     return mesh
+
+
+def coloured(mesh: trimesh.Trimesh, system, scene: Scene, device: torch.device) -> trimesh.Trimesh:
+    """The mesh, in the unit sphere's frame, with the colours of its vertices."""
+    x = torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device)
+    seen = best_views(mesh, scene.cameras, scene.train, device) if system.view_dependent else ()
+    rgb = (system.colours(x, 1.0, *seen).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    colours = np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], 1)
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
+
+
+def report_solid(mesh: trimesh.Trimesh) -> None:
+    """Say in the log whether the mesh, in the world, is a solid."""
+    good, words = checked(mesh)
+    if good:
+        log.info("export.closed: %s; volume %.4g cubic world units", words, mesh.volume)
+    else:
+        log.warning(
+            "export.closed: the mesh is NOT a solid: %s. Try another export.resolution, or repair it in the program that prints", words
+        )
 
 
 def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Meshes: cleaning, culling, files and pictures. `utils/marching_cubes.py` extracts them."""
+"""Meshes: cleaning, culling, files and pictures. `utils/marching_cubes.py` extracts them, `utils/mesh_files.py` knows the formats."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,19 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_atomic
-from utils.mesh_frame import comments, read_frame
+from utils.mesh_files import WRITERS, area_vectors
+from utils.mesh_files import vertex_colours as _colours
+from utils.mesh_frame import read_frame
 from utils.projection import project
 from utils.rays import Cameras
 
 LOG = logging.getLogger("neus")
-FORMATS = (".ply", ".obj")
-READABLE = (*FORMATS, ".stl", ".off", ".glb", ".xyz")
+READABLE = (".ply", ".obj", ".stl", ".off", ".glb", ".xyz")
 ARCHIVES = (".zip", ".3mf", ".3dxml", ".zae", ".gz", ".tgz", ".bz2", ".xz", ".tar", ".7z", ".rar")
 MAX_BYTES = 1 << 31  # of a mesh file that is read; the parsers take several times as much memory
 
 
 # ------------------------------------------------------------------------------------------------ cleaning
-def _colours(mesh: trimesh.Trimesh) -> np.ndarray | None:
-    """Vertex colours [V, 4] uint8, or None for a mesh without vertex colours."""
-    visual: Any = mesh.visual
-    return np.asarray(visual.vertex_colors) if visual.kind == "vertex" else None
-
-
-def area_vectors(triangles: np.ndarray) -> np.ndarray:
-    """Of triangles [F, 3, 3], the vectors [F, 3] along their normals with twice their areas as lengths."""
-    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-
-
 def take_faces(mesh: trimesh.Trimesh, keep: np.ndarray) -> trimesh.Trimesh:
     """The faces where keep [F] is true, with the vertices (and colours) they use."""
     faces = np.asarray(mesh.faces)[keep]
@@ -117,34 +107,15 @@ def in_world(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
-    """Write .ply (binary) or .obj (`v x y z r g b`), with vertex colours where the mesh has them, atomically.
+    """Write .ply (binary), .obj, .stl, .3mf or .glb as utils/mesh_files.py says, with vertex normals and colours, atomically.
 
-    `units` and `world_to_mesh` of the mesh's metadata become comments (utils/mesh_frame.py).
     Raises UserError for another suffix or a file that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: cannot write a mesh as '{path.suffix}'; use one of {', '.join(FORMATS)}")
-    ply = path.suffix.lower() == ".ply"
-    write_atomic(path, _ply(mesh) if ply else _obj_parts(mesh))
-
-
-def _ply(mesh: trimesh.Trimesh) -> bytes:
-    """The binary .ply file; comments follow its second line, the format."""
-    first, form, rest = trimesh.exchange.ply.export_ply(mesh, vertex_normal=False).split(b"\n", 2)
-    return b"\n".join([first, form, *(f"comment {line}".encode() for line in comments(mesh.metadata)), rest])
-
-
-def _obj_parts(mesh: trimesh.Trimesh, step: int = 100_000) -> Iterator[bytes]:
-    """The text of an .obj file, `step` lines at a time."""
-    colours, faces = _colours(mesh), np.asarray(mesh.faces) + 1
-    rows = np.asarray(mesh.vertices) if colours is None else np.concatenate([mesh.vertices, colours[:, :3] / 255], 1)
-    line = "v %.9g %.9g %.9g" + ("\n" if colours is None else " %.4f %.4f %.4f\n")
-    yield from (f"# {text}\n".encode() for text in comments(mesh.metadata))
-    for table, form in ((rows, line), (faces, "f %d %d %d\n")):
-        for a in range(0, len(table), step):
-            part = table[a : a + step]
-            yield (form * len(part) % tuple(part.ravel().tolist())).encode()
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UserError(f"{path}: cannot write a mesh as '{path.suffix}'; use one of {', '.join(WRITERS)}")
+    write_atomic(path, writer(mesh))
 
 
 def load_mesh(path: str | Path, points: bool = False) -> trimesh.Trimesh:

@@ -1,0 +1,139 @@
+"""Where a mesh ends below: the plane of the ground that the object stands on, or the lowest part that photographs show.
+
+Everything is in the unit sphere's frame.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+
+from confs.schema import Config
+from models.raytrace import MeshTracer
+from process_data.ground import PLANE_WIDTH, support_plane
+from process_data.normalize import similarity_parts
+from process_data.region import estimated_up
+from utils.projection import project
+from utils.rays import Scene
+
+log = logging.getLogger("neus")
+SAMPLES = 20_000  # points on the mesh
+LEAST = 0.2  # cosine between normal and direction to a camera, below which a photograph does not show the surface
+LIFT = 5e-3  # where sight lines start, above the mesh
+ABOVE = (0.003, 0.02)  # least and largest height of the cut over the ground, which is rough
+LOWEST = 0.002  # share of the seen surface below the lowest level
+UNSEEN = 0.02  # the mesh is cut at that level when at least this share of it lies below and was not seen
+
+
+@dataclass(frozen=True)
+class Plane:
+    """What lies below is cut: normal x < offset."""
+
+    normal: np.ndarray  # [3] unit, upwards
+    offset: float
+    words: str  # for the log
+
+    def outside(self, x: Tensor) -> Tensor:
+        """Signed distance [P] of points [P, 3] to the plane, positive below."""
+        return self.offset - x @ torch.as_tensor(self.normal, dtype=x.dtype, device=x.device)
+
+    def cut(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+        """The part of the mesh above the plane, open below."""
+        part = trimesh.intersections.slice_mesh_plane(mesh, self.normal, self.normal * self.offset, cap=False)
+        part.merge_vertices()
+        return trimesh.Trimesh(part.vertices, part.faces, process=False)
+
+
+def up_axis(scene: Scene, cfg: Config) -> np.ndarray:
+    """[3] unit: up, in the unit sphere's frame."""
+    _, rotation, _ = similarity_parts(scene.to_world.numpy())
+    if scene.up is not None:
+        return rotation.T @ scene.up.numpy()
+    if cfg.dataset.up == "given":
+        return rotation.T @ np.array([0, 0, 1.0])
+    points = None if scene.points is None else scene.points.double().numpy()
+    return estimated_up(scene.cameras.c2w.double().numpy(), points, np.zeros(3), cfg.model.radius)[0]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Points drawn on a mesh, uniformly by area."""
+
+    points: np.ndarray  # [P, 3]
+    normals: np.ndarray  # [P, 3]
+    views: np.ndarray  # [P] the photographs that show the point from the front, nothing of the mesh between
+
+
+def look(mesh: trimesh.Trimesh, scene: Scene, device: torch.device, count: int = SAMPLES) -> Seen:
+    """Which parts of the mesh the training photographs show."""
+    points, face = trimesh.sample.sample_surface(mesh, count, seed=0)
+    points, normals = np.asarray(points, np.float64), np.asarray(mesh.face_normals)[face]
+    tracer = MeshTracer(
+        torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device),
+        torch.as_tensor(np.asarray(mesh.faces), device=device),
+    )
+    views = np.zeros(len(points), np.int64)
+    for i in scene.train:
+        uv, z = project(points, scene.cameras.K[i], scene.cameras.c2w[i])
+        w, h = scene.cameras.size(i)
+        away = scene.cameras.c2w[i, :, 3].double().numpy() - points
+        distance = np.linalg.norm(away, axis=1)
+        away /= distance[:, None]
+        at = np.flatnonzero((z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1) & ((away * normals).sum(1) > LEAST))
+        start, dirs = (torch.as_tensor(x[at], dtype=torch.float32, device=device) for x in (points + LIFT * normals, away))
+        views[at] += tracer(start, dirs).t.cpu().numpy() > distance[at]
+    return Seen(points, normals, views)
+
+
+def ground_plane(seen: Seen, scene: Scene, up: np.ndarray, in_mesh: bool, in_points: bool) -> Plane | None:
+    """The ground, looked for in the structure-from-motion points (in_points), then in the mesh's seen surface that faces up (in_mesh).
+
+    None where no plane holds a clear share of them with the cameras above it and next to nothing below it.
+    """
+    centres = scene.cameras.c2w[:, :, 3].double().numpy()
+    shown = seen.views >= 2
+    surface = seen.points[shown]
+    candidates = []
+    if in_points and scene.points is not None:
+        points = scene.points.double().numpy()
+        points = points[np.linalg.norm(points, axis=1) < 2]
+        candidates.append((points, points, "in the points"))
+    if in_mesh:
+        candidates.append((surface, surface[seen.normals[shown] @ up > 0.8], "in the mesh"))
+    for everything, level, words in candidates:
+        plane = support_plane(everything, centres, up=up)
+        fitted = None if plane is None else _fitted(level, *plane)
+        if fitted is not None and (surface @ fitted[0] > fitted[1]).mean() > (0.02 if in_mesh else 0.8):  # the object is more than that
+            return Plane(*fitted, f"cut at the ground plane {words}")
+    return None
+
+
+def _fitted(x: np.ndarray, normal: np.ndarray, offset: float) -> tuple[np.ndarray, float] | None:
+    """(normal [3], offset) of a cut just above the ground, from points x [P, 3] on the ground and above; None where few are on it."""
+    residual = np.zeros(0)
+    for width in (PLANE_WIDTH, PLANE_WIDTH, PLANE_WIDTH / 2):
+        near = x[np.abs(x @ normal - offset) < width]
+        if len(near) < max(20, 0.1 * len(x)):
+            return None
+        fitted = np.linalg.svd(near - near.mean(0), full_matrices=False)[2][2]
+        normal = fitted * np.sign(fitted @ normal)
+        residual = near @ normal
+        offset = float(np.median(residual))
+    spread = 1.4826 * float(np.median(np.abs(residual - offset)))
+    return normal, offset + float(np.clip(3 * spread, *ABOVE))
+
+
+def lowest_seen(seen: Seen, up: np.ndarray) -> Plane | None:
+    """The level of the lowest surface that two photographs show, where much of the mesh lies below it and none shows that; else None."""
+    height = seen.points @ up
+    shown = seen.views >= 2
+    if not shown.any():
+        return None
+    level = float(np.quantile(height[shown], LOWEST))
+    below = height < level
+    if (below & ~shown).mean() < UNSEEN:
+        return None
+    return Plane(up, level, "capped at the lowest level that photographs show")

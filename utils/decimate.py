@@ -1,0 +1,73 @@
+"""Fewer faces on the same surface: quadric edge collapses (Garland and Heckbert 1997) by fast-simplification."""
+
+import logging
+
+import numpy as np
+import trimesh
+
+log = logging.getLogger("neus")
+
+
+def edge_counts(faces: np.ndarray) -> np.ndarray:
+    """The number of faces at each edge of faces [F, 3]."""
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).astype(np.int64), axis=1)
+    return np.unique(edges[:, 0] << 32 | edges[:, 1], return_counts=True)[1]
+
+
+def crowded_edges(faces: np.ndarray) -> int:
+    """How many edges have more than two faces: 0 for a manifold, with or without a boundary."""
+    return int((edge_counts(faces) > 2).sum())
+
+
+def is_closed(faces: np.ndarray) -> bool:
+    """Whether every edge of faces [F, 3] has exactly two."""
+    return bool(len(faces)) and bool((edge_counts(faces) == 2).all())
+
+
+def clean_faces(faces: np.ndarray) -> np.ndarray:
+    """faces [F, 3] without those that use a vertex twice, and one of each that is there several times; two back to back both go."""
+    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
+    _, first, group, count = np.unique(np.sort(faces, axis=1), axis=0, return_index=True, return_inverse=True, return_counts=True)
+    if len(first) == len(faces):
+        return faces
+    turn = np.where(((faces[:, 1] > faces[:, 0]) ^ (faces[:, 2] > faces[:, 1]) ^ (faces[:, 0] > faces[:, 2])), 1, -1)
+    balance = np.bincount(group.reshape(-1), turn)
+    return faces[np.sort(first[(count == 1) | (balance != 0)])]
+
+
+def _simplified(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
+    """The mesh with about `faces` faces and no unused vertices. Raises ImportError without fast-simplification."""
+    import fast_simplification
+
+    corner = np.asarray(mesh.vertices)[mesh.faces[:: max(1, len(mesh.faces) // 10_000)]]
+    edge = float(np.median(np.linalg.norm(corner - corner[:, [1, 2, 0]], axis=2))) or 1.0
+    middle = np.asarray(mesh.vertices).mean(0)  # its thresholds are squared lengths, right for edges of length 1
+    x, f = fast_simplification.simplify(
+        (np.asarray(mesh.vertices, np.float64) - middle) / edge,
+        np.asarray(mesh.faces, np.int32),
+        target_count=faces,
+    )[:2]
+    f = clean_faces(np.asarray(f, np.int64))
+    used = np.zeros(len(x), bool)
+    used[f] = True
+    return trimesh.Trimesh(x[used] * edge + middle, (np.cumsum(used) - 1)[f], process=False)
+
+
+def decimate(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
+    """The mesh with at most about `faces` faces (0: all), its vertices moved by a fraction of an edge; colours are not carried over.
+
+    A mesh where every edge has at most two faces stays one, and a closed one stays closed, or it comes back with all its faces; the log
+    says so, as it does where fast-simplification is not installed. Orientation is kept.
+    """
+    if not faces or len(mesh.faces) <= faces:
+        return mesh
+    try:
+        found = _simplified(mesh, faces)
+    except ImportError:
+        log.warning("the mesh keeps its %d faces: fast-simplification is not installed (pip install fast-simplification)", len(mesh.faces))
+        return mesh
+    kept = crowded_edges(found.faces) <= crowded_edges(mesh.faces) and (is_closed(found.faces) or not is_closed(mesh.faces))
+    if not (len(found.faces) and kept):
+        log.warning("the mesh keeps its %d faces: with %d it would not be a manifold any more", len(mesh.faces), faces)
+        return mesh
+    return found
