@@ -16,6 +16,7 @@ from models.raytrace import MeshTracer
 from process_data.ground import PLANE_WIDTH, support_plane
 from process_data.normalize import similarity_parts
 from process_data.region import estimated_up
+from utils.mesh import take_faces
 from utils.projection import project
 from utils.rays import Scene
 
@@ -42,9 +43,28 @@ class Plane:
 
     def cut(self, mesh: trimesh.Trimesh) -> trimesh.Trimesh:
         """The part of the mesh above the plane, open below."""
-        part = trimesh.intersections.slice_mesh_plane(mesh, self.normal, self.normal * self.offset, cap=False)
-        part.merge_vertices()
-        return trimesh.Trimesh(part.vertices, part.faces, process=False)
+        x, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
+        height = x @ self.normal - self.offset
+        height[height == 0] = -1e-12
+        above = (height > 0)[faces]
+        new = [faces[above.all(1)]]  # a vertex where an edge crosses the plane has the number V + that of the edge
+        edges, ends = np.zeros((0, 2), np.int64), [np.zeros((0, 3), np.int64)]
+        for count in (1, 2):
+            part = faces[above.sum(1) == count]
+            odd = (height[part] > 0 if count == 1 else height[part] <= 0).argmax(1)  # the corner alone on its side comes first
+            a, b, c = (part[np.arange(len(part)), (odd + k) % 3] for k in range(3))
+            n = len(x) + len(edges) + np.arange(len(part))  # of the crossings on a b, then on a c
+            m = n + len(part)
+            edges = np.concatenate([edges, np.sort(np.stack([a, b], 1), 1), np.sort(np.stack([a, c], 1), 1)])
+            ends += [np.stack([a, n, m], 1)] if count == 1 else [np.stack([n, b, c], 1), np.stack([n, c, m], 1)]
+        crossed, number = np.unique(edges, axis=0, return_inverse=True)
+        p, q = crossed.T
+        t = (height[p] / (height[p] - height[q]))[:, None]
+        together = np.concatenate([*new, *ends])
+        beyond = together >= len(x)
+        together[beyond] = len(x) + number.reshape(-1)[together[beyond] - len(x)]
+        whole = trimesh.Trimesh(np.concatenate([x, x[p] + t * (x[q] - x[p])]), together, process=False)
+        return take_faces(whole, np.ones(len(together), bool))
 
 
 def up_axis(scene: Scene, cfg: Config) -> np.ndarray:

@@ -142,9 +142,11 @@ def manifold_status(mesh: trimesh.Trimesh) -> str:
 
 def _manifold(mesh: trimesh.Trimesh, manifold3d):
     """manifold3d's solid, of float64 vertices."""
-    return manifold3d.Manifold(
-        manifold3d.Mesh64(np.ascontiguousarray(mesh.vertices, np.float64), np.ascontiguousarray(mesh.faces, np.uint64))
-    )
+    vertices, faces = (
+        np.array(mesh.vertices, np.float64, order="C"),
+        np.array(mesh.faces, np.uint64, order="C"),
+    )  # it takes no read-only arrays
+    return manifold3d.Manifold(manifold3d.Mesh64(vertices, faces))
 
 
 def repaired(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
