@@ -60,7 +60,8 @@ def evaluate(
     rows = []
     for view in tqdm(views, desc="test", leave=False):
         metrics, picture = view_picture(system, scene, cfg, device, view, scale)
-        rows.append({"view": view, "name": scene.names[view], **metrics})
+        size = [max(1, round(n * scale)) for n in scene.cameras.size(view)]  # of each picture in the sheet
+        rows.append({"view": view, "name": scene.names[view], "size": size, **metrics})
         write_png(run / f"test/{view:03d}.png", picture)
     means = {}
     for key in ("psnr", "ssim", "psnr_masked", "psnr_cc", "psnr_cc_masked"):

@@ -25,6 +25,7 @@ from systems.cameras import align_held_out, refined, write_cameras
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.placement import metres_per_unit, scale_from_distance
+from systems.report import report_run
 from systems.trainer import Trainer
 from systems.view import live_view, look
 from utils import checkpoint
@@ -206,6 +207,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
         if test and film:
             left = 2 * allowed - (time.perf_counter() - began)  # the mesh takes its time out of the video's
             video(system, scene, cfg, run, device, min(allowed, max(left, FLOOR)))
+        report_run(run, scene)
         return 0
     finally:
         run.close()

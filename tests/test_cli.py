@@ -75,13 +75,17 @@ def test_a_whole_run_leaves_the_whole_folder(finished, tiny_scene):
         "mesh/mesh.ply",
         "mesh/mesh.png",
         "mesh/mesh.obj",
+        "report.html",
     ):
         assert (finished / name).stat().st_size > 0, name
     assert any((finished / f"video.{kind}").exists() for kind in ("mp4", "gif"))
+    page = (finished / "report.html").read_text()
+    assert page.count('<figure class="view"') == 2 and "<video" in page and 'id="mesh"' in page
     assert list((finished / "images").glob("val_*.png")) and list((finished / "tb").iterdir())
     metrics = json.loads((finished / "test/metrics.json").read_text())
     assert metrics["psnr"] > 19.5 and metrics["ssim"] > 0.65 and metrics["psnr_masked"] > 13
-    assert [v["view"] for v in metrics["views"]] == [0, 4] and all((finished / f"test/{v:03d}.png").exists() for v in (0, 4))
+    assert [(v["view"], v["size"]) for v in metrics["views"]] == [(0, [32, 24]), (4, [32, 24])]
+    assert all((finished / f"test/{v:03d}.png").exists() for v in (0, 4))
 
 
 def test_the_mesh_lies_in_world_units_with_colours(finished, tiny_scene):

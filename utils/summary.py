@@ -14,7 +14,7 @@ def summary(run: Path) -> str:
         raise UserError(f"{run}: no such run folder; give outputs/NAME/TRIAL")
     lines = [
         f"{label:8s} {run / name}"
-        for label, name in (("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test"))
+        for label, name in (("report", "report.html"), ("mesh", "mesh/mesh.ply"), ("video", "video.mp4"), ("pictures", "test"))
         if (run / name).exists()
     ]
     test, mesh = run / "test/metrics.json", run / "mesh/metrics.json"
