@@ -18,6 +18,7 @@ from process_data.normalize import to_sphere
 from systems import report_sections as sections
 from systems.report_mesh import viewer_mesh, viewpoint
 from systems.report_parts import Found, data_uri, first_frame, read_facts, read_run
+from systems.report_views import held_out
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.log import RunFolder, setup_logging
@@ -115,7 +116,7 @@ def write_report(root: Path) -> Path:
     found = read_run(root)
     mesh = _viewer_mesh(found)
     first = [
-        sections.hero(found, mesh), sections.held_out(found), sections.curves(found), sections.trained(found), sections.pictures(found),
+        sections.hero(found, mesh), held_out(found), sections.curves(found), sections.trained(found), sections.pictures(found),
         sections.confidence(found),
     ]  # fmt: skip
     last = [sections.reproduce(found), sections.warnings(found)]

@@ -115,7 +115,8 @@ def viewpoint(c2w: np.ndarray, to_world: np.ndarray, up: np.ndarray | None = Non
     first, second, _ = standing(up).T
     angles = np.sort(np.arctan2(away @ second, away @ first))
     gap = np.diff(np.append(angles, angles[0] + 2 * np.pi)).max()
-    middle = away[int((away @ away.sum(0)).argmax())]
+    level = unit(away - (away @ up)[:, None] * up)  # seen from above: the camera over a dome stands amid all of them
+    middle = away[int((level @ level.sum(0)).argmax())]
     return {"up": up.tolist(), "toward": middle.tolist(), "swing": SWING if gap > GAP else 0.0}
 
 

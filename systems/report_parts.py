@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def read_rows(path: Path) -> list[dict]:
 
 def read_log(path: Path) -> Log:
     """Facts of log.txt. The device is that of the last training, also when a later test ran on another one."""
-    log, device = Log(), ""
+    log, device, sizes = Log(), "", ""
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         match = LINE.match(line)
         if not match:
@@ -89,8 +90,10 @@ def read_log(path: Path) -> Log:
         if found := re.search(r"; device (\w+), (\d+) CPU threads;", text):
             device = found[1] if found[1] != "cpu" else f"CPU, {found[2]} threads"
             log.device = log.device or device
-        if found := re.match(r"(\d+) images of (\d+)x(\d+):", text):
-            log.photographs = f"{found[1]} of {found[2]} × {found[3]} pixels"
+        if found := re.search(r": photographs of \d+ sizes: (.*)", text):
+            sizes = re.sub(r"(\d)x(\d)", r"\1 × \2", found[1])
+        elif found := re.match(r"(\d+) images of (\d+)x(\d+):", text):  # of several sizes: the box that holds them all
+            log.photographs, sizes = sizes or f"{found[1]} of {found[2]} × {found[3]} pixels", ""
         if found := re.match(r"trained (\d+) steps in ([\d.]+) minutes", text):
             log.steps, log.minutes, log.device = int(found[1]), float(found[2]), device
     return log
@@ -112,6 +115,26 @@ def read_run(root: Path) -> Found:
         read_log(root / "log.txt"),
         commit.read_text(errors="replace").strip() if commit.is_file() else "",
     )
+
+
+# ------------------------------------------------------------------------------------------------ text
+def known(value: object) -> bool:
+    """Whether it is a number (JSON's NaN is one of none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def as_list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def as_dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def section(title: str, *parts: str) -> str:
+    """A section of the parts that are not empty; "" without any."""
+    body = "\n".join(part for part in parts if part)
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
 # ------------------------------------------------------------------------------------------------ pictures

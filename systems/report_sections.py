@@ -3,25 +3,10 @@
 import shlex
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from systems.report_curves import curves_of
-from systems.report_parts import Found, picture_of
-from systems.report_views import NUMBERS, comparison, error_scale, inferno, known, view_pictures
-
-
-def as_list(value: Any) -> list:
-    return value if isinstance(value, list) else []
-
-
-def as_dict(value: Any) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
-def section(title: str, *parts: str) -> str:
-    """A section of the parts that are not empty; "" without any."""
-    body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+from systems.report_parts import Found, as_dict, as_list, known, picture_of, section
+from systems.report_views import NUMBERS
 
 
 # ------------------------------------------------------------------------------------------------ the mesh and the numbers
@@ -47,6 +32,11 @@ def numbers(found: Found) -> str:
     for threshold, score in list(as_dict(truth.get("fscore")).items())[1:2]:
         if known(score):
             parts.append(_number(f"F-score at {threshold} radii", f"{score:.3f}"))
+    photographs, minutes = len(as_list(found.scene.get("names"))), trained_minutes(found)
+    if photographs:
+        parts.append(_number("Photographs", f"{photographs}"))
+    if minutes:
+        parts.append(_number("Training", f"{minutes:.1f}", "minutes"))
     return f'<dl class="numbers">{"".join(parts)}</dl>' if parts else ""
 
 
@@ -65,8 +55,8 @@ def hero(found: Found, mesh: dict | None) -> str:
         extent = " × ".join(f"{v:.3g}" for v in mesh["extent"])
         few = f", shown with {mesh['faces']:,}" if mesh["faces"] < mesh["total_faces"] else ""
         words = (
-            f"<b>{mesh['total_vertices']:,} vertices, {mesh['total_faces']:,} faces</b>{few}; {extent} {unit}. Drag to turn; two fingers or "
-            "the wheel to zoom; shift-drag to move; double-click to start again."
+            f"<b>{mesh['total_vertices']:,} vertices, {mesh['total_faces']:,} faces</b>{few}; {extent} {unit}. Drag to turn; the wheel after a "
+            "click, or two fingers, to zoom; shift-drag to move; double-click to start again."
         )
         stage = (
             f'<figure><div class="stage" id="stage"><canvas tabindex="0" aria-label="The mesh, to be turned with the mouse, a finger or the '
@@ -79,38 +69,20 @@ def hero(found: Found, mesh: dict | None) -> str:
     return f'<section class="hero">{body}</section>' if body else ""
 
 
-# ------------------------------------------------------------------------------------------------ views
-def held_out(found: Found) -> str:
-    views = view_pictures(found)
-    if not views:
-        return ""
-    scale, total, test = error_scale(views), len(found.test["views"]), found.test
-    words = "These views took no part in the training." if test.get("held_out") else "No views were held out: these are training views."
-    if len(views) < total:
-        words += f" {len(views)} of {total}, evenly chosen."
-    if known(test.get("scale")) and test["scale"] < 1:
-        words += f" Rendered at {test['scale']:.2f} of their size, and compared with photographs reduced alike."
-    if test.get("held_out_cameras", "as given") != "as given":
-        words += f" Their cameras are {escape(str(test['held_out_cameras']))}."
-    words += " Tap error, depth or normals to put it under the slider."
-    legend = (
-        f'<div class="scale"><span>Error, |photograph − render|, mean of the channels: 0</span><i style="background: linear-gradient(90deg, '
-        f'{", ".join(inferno())})"></i><span>{100 * scale:g} % of full scale and more</span></div>'
-    )
-    figures = "\n".join(comparison(view, scale) for view in views)
-    title = "Held-out views" if test.get("held_out") else "Training views"
-    return section(title, f'<p class="note">{words}</p>', legend, f'<div class="views">{figures}</div>')
-
-
 # ------------------------------------------------------------------------------------------------ training
 def curves(found: Found) -> str:
     figures = curves_of(found.rows)
     return section("Training", f'<div class="charts">{"".join(figures)}</div>') if figures else ""
 
 
-def _duration(found: Found) -> str:
+def trained_minutes(found: Found) -> float:
+    """Minutes of training by the log, else by the last line of metrics.jsonl; 0 where neither is known."""
     last = found.rows[-1] if found.rows else {}
-    minutes = found.log.minutes or (last["seconds"] / 60 if known(last.get("seconds")) else 0.0)
+    return found.log.minutes or (last["seconds"] / 60 if known(last.get("seconds")) else 0.0)
+
+
+def _duration(found: Found) -> str:
+    last, minutes = found.rows[-1] if found.rows else {}, trained_minutes(found)
     steps = found.log.steps or last.get("step", 0)
     skipped = f", {last['skipped']:.0f} skipped" if known(last.get("skipped")) and last["skipped"] else ""
     return f"{minutes:.1f} minutes, {steps:,} steps{skipped}" if steps else ""

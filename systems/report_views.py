@@ -6,7 +6,7 @@ from html import escape
 import cv2
 import numpy as np
 
-from systems.report_parts import Found, fitting, jpeg
+from systems.report_parts import Found, fitting, jpeg, known, section
 from utils.errors import UserError
 from utils.image import read_rgb
 
@@ -16,13 +16,8 @@ WITHOUT_MAPS = ("neus", "nerf")  # methods whose sheets have one row, also where
 # key of test/metrics.json, name, unit, decimals
 NUMBERS = (
     ("psnr", "PSNR", "dB", 2), ("ssim", "SSIM", "", 4), ("psnr_cc", "PSNR, colour-corrected", "dB", 2),
-    ("psnr_masked", "PSNR inside the masks", "dB", 2), ("psnr_cc_masked", "the same, colour-corrected", "dB", 2),
+    ("psnr_masked", "PSNR inside the masks", "dB", 2),
 )  # fmt: skip
-
-
-def known(value: object) -> bool:
-    """Whether it is a number (JSON's NaN is one of none)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 @dataclass(frozen=True)
@@ -105,3 +100,25 @@ def comparison(view: ViewPictures, scale: float) -> str:
         f'<input type="range" min="0" max="100" step="0.1" value="50" aria-label="Border between photograph and render of {name}"></div>'
         f'<div class="tiles">{tiles}</div></div><figcaption><b>{name}</b>{" · " if values else ""}{values}</figcaption></figure>'
     )
+
+
+def held_out(found: Found) -> str:
+    views = view_pictures(found)
+    if not views:
+        return ""
+    scale, total, test = error_scale(views), len(found.test["views"]), found.test
+    words = "These views took no part in the training." if test.get("held_out") else "No views were held out: these are training views."
+    if len(views) < total:
+        words += f" {len(views)} of {total}, evenly chosen."
+    if known(test.get("scale")) and test["scale"] < 1:
+        words += f" Rendered at {test['scale']:.2f} of their size, and compared with photographs reduced alike."
+    if test.get("held_out_cameras", "as given") != "as given":
+        words += f" Their cameras are {escape(str(test['held_out_cameras']))}."
+    words += " Tap error, depth or normals to put it under the slider."
+    legend = (
+        '<div class="scale"><span>Error: |photograph − render|, mean of the channels</span><span class="ramp">0<i style="background: '
+        f'linear-gradient(90deg, {", ".join(inferno())})"></i>{100 * scale:g} % of full scale and more</span></div>'
+    )
+    figures = "\n".join(comparison(view, scale) for view in views)
+    title = "Held-out views" if test.get("held_out") else "Training views"
+    return section(title, f'<p class="note">{words}</p>', legend, f'<div class="views">{figures}</div>')

@@ -190,6 +190,5 @@
   canvas.addEventListener("webglcontextlost", () => { spin = false; seen = false; stage.classList.add("no-webgl"); });
   new ResizeObserver(() => request()).observe(canvas);
   new IntersectionObserver((found) => { seen = found[found.length - 1].isIntersecting; request(); }).observe(canvas);
-  stage.draw = draw;
   request();
 })();
