@@ -55,8 +55,9 @@ def hero(found: Found, mesh: dict | None) -> str:
         extent = " × ".join(f"{v:.3g}" for v in mesh["extent"])
         few = f", shown with {mesh['faces']:,}" if mesh["faces"] < mesh["total_faces"] else ""
         words = (
-            f"<b>{mesh['total_vertices']:,} vertices, {mesh['total_faces']:,} faces</b>{few}; {extent} {unit}. Drag to turn; the wheel after a "
-            "click, or two fingers, to zoom; shift-drag to move; double-click to start again."
+            f"<b>{mesh['total_vertices']:,} vertices, {mesh['total_faces']:,} faces</b>{few}; {extent} {unit}. "
+            '<span class="hint">Drag to turn; the wheel after a click, or two fingers, to zoom; shift-drag to move; double-click to start '
+            "again.</span>"
         )
         stage = (
             f'<figure><div class="stage" id="stage"><canvas tabindex="0" aria-label="The mesh, to be turned with the mouse, a finger or the '
@@ -155,7 +156,7 @@ def _shares(shares: object) -> str:
     if not pairs:
         return ""
     bars = "".join(
-        f'<div><span>{escape(key)}{" views" if key.isdigit() else ""}</span><i style="width: {100 * min(max(value, 0), 1):.1f}%"></i>'
+        f'<div><span>{escape(key)}{" view" if key == "1" else " views" if key.isdigit() else ""}</span><i style="width: {100 * min(max(value, 0), 1):.1f}%"></i>'
         f"<span>{100 * value:.1f} %</span></div>"
         for key, value in pairs
     )
