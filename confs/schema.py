@@ -211,6 +211,7 @@ class ExportConfig:
     formats: list[str] = field(default_factory=lambda: ["ply", "obj"])
     size_mm: Optional[float] = None  # of stl and 3mf: the longest side of the mesh's box, in millimetres; null: by the scale of the world
     colour: bool = True  # vertex colours
+    confidence: bool = True  # how sure each vertex is, 0 to 1, in mesh.ply; a picture of it, and advice what to photograph next
     keep: int = 1  # connected components kept, largest first; 0 keeps all
     min_faces: int = 50  # smaller components go in any case
     min_views: int = 2  # vertices in the frame of fewer training views are culled; 0: no culling

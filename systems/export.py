@@ -9,6 +9,7 @@ import torch
 import trimesh
 
 from confs.schema import Config
+from systems.confidence_files import add_confidence
 from systems.mesh_formats import write_formats
 from systems.placement import placement, record_placement
 from systems.solid import checked
@@ -41,6 +42,8 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     if cfg.export.colour:
         mesh = coloured(mesh, system, scene, device)
     mesh = transform(mesh, scene.to_world.numpy())
+    if cfg.export.confidence:
+        add_confidence(mesh, system, scene, cfg, run, device)
     placed = placement(mesh, scene, cfg)
     record_placement(placed, run)
     # and a textured mesh written here: `placed.place(mesh)` is what the files hold

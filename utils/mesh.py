@@ -96,7 +96,9 @@ def transform(mesh: trimesh.Trimesh, matrix: Tensor | np.ndarray) -> trimesh.Tri
     m = np.asarray(matrix, np.float64)
     faces = np.asarray(mesh.faces)
     faces = faces[:, ::-1] if np.linalg.det(m[:3, :3]) < 0 else faces
-    return trimesh.Trimesh(np.asarray(mesh.vertices) @ m[:3, :3].T + m[:3, 3], faces.copy(), vertex_colors=_colours(mesh), process=False)
+    vertices = np.asarray(mesh.vertices) @ m[:3, :3].T + m[:3, 3]
+    attributes = dict(mesh.vertex_attributes)
+    return trimesh.Trimesh(vertices, faces.copy(), vertex_colors=_colours(mesh), vertex_attributes=attributes, process=False)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -107,7 +109,7 @@ def in_world(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: str | Path) -> None:
-    """Write .ply (binary), .obj, .stl, .3mf or .glb as utils/mesh_files.py says, with vertex normals and colours, atomically.
+    """Write .ply (binary), .obj, .stl, .3mf or .glb as utils/mesh_files.py says, with vertex normals and colours (.ply: and attributes), atomically.
 
     Raises UserError for another suffix or a file that cannot be written.
     """

@@ -53,13 +53,14 @@ def lines(table: np.ndarray, form: str) -> Iterator[bytes]:
 
 
 def ply(mesh: trimesh.Trimesh) -> Iterator[bytes]:
-    """Binary .ply: x y z nx ny nz, and red green blue alpha where the mesh has colours; comments follow the format."""
+    """Binary .ply: x y z nx ny nz, red green blue alpha where the mesh has colours, its vertex attributes [V]; comments follow the format."""
     colours = vertex_colours(mesh)
     table = {
         name: ("<f4", values) for name, values in zip(("x", "y", "z", "nx", "ny", "nz"), np.hstack([mesh.vertices, vertex_normals(mesh)]).T)
     }
     if colours is not None:
         table |= {name: ("u1", values) for name, values in zip(("red", "green", "blue", "alpha"), colours.T)}
+    table |= {name: ("<f4", np.asarray(values)) for name, values in mesh.vertex_attributes.items() if np.ndim(values) == 1}
     vertices = np.empty(len(mesh.vertices), [(name, kind) for name, (kind, _) in table.items()])
     for name, (_, values) in table.items():
         vertices[name] = values

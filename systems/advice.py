@@ -1,0 +1,165 @@
+"""What to photograph next: where a mesh is uncertain and why, in one to three sentences.
+
+A vertex of low confidence has one reason: seen by no view or by one, at grazing angles only, from nearly one direction, or
+photographs that disagree. The vertices of a reason are grouped by where their normals point: underside, top, and sides, which are
+named by the cameras. A group is told when it covers enough of the surface.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from confs.schema import Config
+from process_data.normalize import similarity_parts
+from process_data.region import estimated_up
+from systems.confidence import NOISE, Cues
+from utils.rays import Scene
+
+LOW = 0.5  # confidence below which a vertex is looked into
+SHARE = 0.03  # of the area, from which a group is worth a sentence
+MOST = 3  # sentences
+GRAZING = 0.5  # cosine to the most facing view
+NARROW = 0.25  # parallax (systems/confidence.py)
+DISAGREE = 0.3  # agreement, where there is texture
+UNDER, OVER = -0.6, 0.75  # cosine between normal and up: underside, top
+FACING = 30.0  # degrees between a side and the camera that it is named by
+LEVEL = 0.5  # least mean of the cameras' up directions (unit vectors) for an estimated up to mean something
+
+
+@dataclass(frozen=True)
+class Group:
+    """Vertices of one reason whose normals point to one side."""
+
+    reason: str  # few, grazing, narrow, disagree
+    place: str  # under, over, side
+    direction: np.ndarray  # [3] unit, the mean normal
+    share: float  # of the area
+    views: float  # mean number of views
+
+
+def known_up(scene: Scene, cfg: Config) -> np.ndarray | None:
+    """Unit up direction [3] in the unit sphere's frame, as `systems/placement.py` takes it; None where the cameras are turned all ways."""
+    rotation = similarity_parts(scene.to_world.numpy())[1]
+    if scene.up is not None:
+        return rotation.T @ scene.up.numpy()
+    if cfg.dataset.up == "given":
+        return rotation.T @ np.array([0, 0, 1.0])
+    c2w = scene.cameras.c2w.double().numpy()
+    points = None if scene.points is None else scene.points.double().numpy()
+    level = float(np.linalg.norm(c2w[:, :, 1].mean(0)))
+    return estimated_up(c2w, points, np.zeros(3), cfg.model.radius)[0] if level > LEVEL else None
+
+
+def reasons(cues: Cues, low: np.ndarray) -> dict[str, np.ndarray]:
+    """Reason -> [P] bool, of the vertices that are `low` [P] bool; each has one at most."""
+    tests = {
+        "few": cues.views <= 1,
+        "grazing": cues.facing < GRAZING,
+        "narrow": cues.parallax < NARROW,
+        "disagree": (cues.agreement < DISAGREE) & (cues.texture > 2 * NOISE),
+    }
+    found, left = {}, low.copy()
+    for name, test in tests.items():
+        found[name] = left & test
+        left = left & ~test
+    return found
+
+
+def groups(cues: Cues, area: np.ndarray, up: np.ndarray | None) -> list[Group]:
+    """The groups that cover at least SHARE of the surface, largest first; area [P] of the vertices."""
+    found = []
+    for reason, member in reasons(cues, cues.confidence < LOW).items():
+        for place, at in _places(cues.normal, np.flatnonzero(member), area, up):
+            weight = area[at] / area.sum()
+            mean = (cues.normal[at] * weight[:, None]).sum(0)
+            if weight.sum() >= SHARE:
+                direction = mean / max(float(np.linalg.norm(mean)), 1e-12)
+                found.append(Group(reason, place, direction, float(weight.sum()), float((cues.views[at] * weight).sum() / weight.sum())))
+    return sorted(found, key=lambda g: -g.share)
+
+
+def _places(normal: np.ndarray, at: np.ndarray, area: np.ndarray, up: np.ndarray | None) -> list[tuple[str, np.ndarray]]:
+    """The vertices `at` by where their normals point: underside, top, and the sides one after another, the largest first."""
+    found: list[tuple[str, np.ndarray]] = []
+    if up is not None:
+        height = normal[at] @ up
+        found = [("under", at[height < UNDER]), ("over", at[height > OVER])]
+        at = at[(height >= UNDER) & (height <= OVER)]
+    while len(at):
+        n = normal[at]
+        flat = n if up is None else n - (n @ up)[:, None] * up
+        flat = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
+        axis = _densest(flat, area[at], up)
+        near = flat @ axis > 0.5
+        if not near.any():
+            break
+        found.append(("side", at[near]))
+        at = at[~near]
+    return found
+
+
+def _densest(direction: np.ndarray, area: np.ndarray, up: np.ndarray | None) -> np.ndarray:
+    """The direction [3] with the most area within 60 degrees, of a few dozen evenly spread ones (level ones where up is known)."""
+    k = np.arange(48)
+    if up is not None:
+        first = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+        first /= np.linalg.norm(first)
+        tried = np.cos(k * np.pi / 24)[:, None] * first + np.sin(k * np.pi / 24)[:, None] * np.cross(up, first)
+    else:
+        z, turn = 1 - (2 * k + 1) / len(k), k * np.pi * (3 - 5**0.5)
+        tried = np.stack([np.cos(turn) * np.sqrt(1 - z**2), np.sin(turn) * np.sqrt(1 - z**2), z], 1)
+    score = [float(area[direction @ d > 0.5].sum()) for d in tried]
+    return tried[int(np.argmax(score))]
+
+
+# ------------------------------------------------------------------------------------------------ words
+def side_words(direction: np.ndarray, centre: np.ndarray, scene: Scene, up: np.ndarray | None) -> str:
+    """A side of the object by the training cameras around its centre [3]: faced by one, between two, or turned away from the nearest."""
+    views = list(scene.train)
+    towards = scene.cameras.c2w[views, :, 3].double().numpy() - centre
+    if up is not None:
+        towards, direction = (v - (v @ up)[..., None] * up for v in (towards, direction))
+    towards = towards / np.linalg.norm(towards, axis=1, keepdims=True).clip(1e-12)
+    direction = direction / max(float(np.linalg.norm(direction)), 1e-12)
+    angle = np.degrees(np.arccos((towards @ direction).clip(-1, 1)))
+    order = np.argsort(angle, kind="stable")
+    names = [scene.names[views[k]] for k in order]
+    if angle[order[0]] <= FACING:
+        return f"the side facing the camera of {names[0]}"
+    across = [k for k in order[1:] if np.degrees(np.arccos((towards[k] @ towards[order[0]]).clip(-1, 1))) > angle[order[0]]]
+    if across and angle[across[0]] < 90 and angle[order[0]] < 90:
+        return f"the side between the cameras of {names[0]} and {scene.names[views[across[0]]]}"
+    if angle[order[0]] > 120 or up is None:
+        return f"the side away from the camera of {names[0]}"
+    c2w = scene.cameras.c2w[views[order[0]]].double().numpy()
+    return f"the {'right' if direction @ c2w[:, 0] > 0 else 'left'} side, seen from the camera of {names[0]},"
+
+
+def sentence(group: Group, centre: np.ndarray, scene: Scene, up: np.ndarray | None) -> str:
+    """One sentence on a group: where, how much, why, what to do."""
+    where = {"under": "the underside", "over": "the top"}.get(group.place) or side_words(group.direction, centre, scene, up)
+    comma = "," if where.endswith(",") else ""
+    where = f"{where.rstrip(',')} ({group.share:.0%} of the surface){comma}"
+    add = {"under": "photograph it from below, or turned over", "over": "photograph it from above"}.get(
+        group.place, "add photographs facing it"
+    )
+    if group.reason == "few":
+        return f"{where} was seen by {'no view' if group.views < 0.5 else 'one view'}: {add}"
+    if group.reason == "grazing":
+        return f"{where} was seen at grazing angles only: {add}"
+    if group.reason == "narrow":
+        return f"{where} was seen from nearly one direction: add photographs from further left, right, above or below"
+    return f"{where}: the photographs disagree there; it shines, is moving, or its cameras are off: more photographs, in softer light"
+
+
+def advice(cues: Cues, area: np.ndarray, centre: np.ndarray, scene: Scene, up: np.ndarray | None) -> list[str]:
+    """One to MOST sentences; area [P] of the vertices, centre [3] of the mesh, up in the unit sphere's frame or None."""
+    found = groups(cues, area, up)[:MOST]
+    if found:
+        return [sentence(group, centre, scene, up) for group in found]
+    below = float(area[cues.confidence < LOW].sum() / area.sum())
+    if below <= 0.2:
+        return [f"the photographs cover the object well: {1 - below:.0%} of the surface has a confidence above a half"]
+    return [
+        f"no part stands out: the {below:.0%} of the surface below a half lies in creases and hollows, or has little texture, all around"
+    ]
