@@ -18,9 +18,11 @@ from utils.rays import Scene
 LOW = 0.5  # confidence below which a vertex is looked into
 SHARE = 0.03  # of the area, from which a group is worth a sentence
 MOST = 3  # sentences
+WELL = 0.25  # of the area below LOW, up to which all is well
 GRAZING = 0.5  # cosine to the most facing view
 NARROW = 0.25  # parallax (systems/confidence.py)
 DISAGREE = 0.3  # agreement, where there is texture
+EDGE = 0.98  # of the radius, from where a surface is the edge of the sphere
 UNDER, OVER = -0.6, 0.75  # cosine between normal and up: underside, top
 FACING = 30.0  # degrees between a side and the camera that it is named by
 LEVEL = 0.5  # least mean of the cameras' up directions (unit vectors) for an estimated up to mean something
@@ -138,28 +140,46 @@ def side_words(direction: np.ndarray, centre: np.ndarray, scene: Scene, up: np.n
 def sentence(group: Group, centre: np.ndarray, scene: Scene, up: np.ndarray | None) -> str:
     """One sentence on a group: where, how much, why, what to do."""
     where = {"under": "the underside", "over": "the top"}.get(group.place) or side_words(group.direction, centre, scene, up)
+    if where.startswith("the side facing"):
+        where = f"parts of {where}" if group.reason in ("few", "grazing") else where
     comma = "," if where.endswith(",") else ""
     where = f"{where.rstrip(',')} ({group.share:.0%} of the surface){comma}"
     add = {"under": "photograph it from below, or turned over", "over": "photograph it from above"}.get(
         group.place, "add photographs facing it"
     )
+    was = "were" if where.startswith("parts") else "was"
     if group.reason == "few":
-        return f"{where} was seen by {'no view' if group.views < 0.5 else 'one view'}: {add}"
+        return f"{where} {was} seen by {'no view' if group.views < 0.5 else 'one view at most'}: {add}"
     if group.reason == "grazing":
-        return f"{where} was seen at grazing angles only: {add}"
+        return f"{where} {was} seen at grazing angles only: {add}"
     if group.reason == "narrow":
-        return f"{where} was seen from nearly one direction: add photographs from further left, right, above or below"
+        return f"{where} {was} seen from nearly one direction: add photographs from further left, right, above or below"
     return f"{where}: the photographs disagree there; it shines, is moving, or its cameras are off: more photographs, in softer light"
 
 
-def advice(cues: Cues, area: np.ndarray, centre: np.ndarray, scene: Scene, up: np.ndarray | None) -> list[str]:
-    """One to MOST sentences; area [P] of the vertices, centre [3] of the mesh, up in the unit sphere's frame or None."""
-    found = groups(cues, area, up)[:MOST]
+def cut_off(cues: Cues, x: np.ndarray, radius: float) -> np.ndarray:
+    """[P] bool: vertices [P, 3] at the edge of the sphere of interest that no view sees, where it cuts the object off."""
+    return (np.linalg.norm(x, axis=1) > EDGE * radius) & (cues.views == 0)
+
+
+def advice(cues: Cues, area: np.ndarray, x: np.ndarray, cut: np.ndarray, scene: Scene, up: np.ndarray | None) -> list[str]:
+    """One to MOST sentences on vertices [P, 3] with areas [P]; up in the unit sphere's frame or None.
+
+    What is `cut` off [P] gets a sentence of its own; the shares of the others are of the rest.
+    """
+    share, rest = float(area[cut].sum() / area.sum()), np.where(cut, 0.0, area)
+    lines = []
+    if share >= SHARE:
+        lines = [
+            f"{share:.0%} of the surface is the edge of the region of interest, which cuts the object off; a larger dataset.radius moves it"
+        ]
+    if not rest.sum() > 0:
+        return lines
+    centre = (x * rest[:, None]).sum(0) / rest.sum()
+    found = [sentence(group, centre, scene, up) for group in groups(cues, rest, up)]
     if found:
-        return [sentence(group, centre, scene, up) for group in found]
-    below = float(area[cues.confidence < LOW].sum() / area.sum())
-    if below <= 0.2:
-        return [f"the photographs cover the object well: {1 - below:.0%} of the surface has a confidence above a half"]
-    return [
-        f"no part stands out: the {below:.0%} of the surface below a half lies in creases and hollows, or has little texture, all around"
-    ]
+        return (lines + found)[:MOST]
+    below = float(rest[cues.confidence < LOW].sum() / rest.sum())
+    if below <= WELL:
+        return [*lines, f"the photographs cover the object well: {1 - below:.0%} of the surface has a confidence above a half"]
+    return [*lines, f"no part stands out: the {below:.0%} of the surface below a half lies in creases and hollows, or has little texture"]

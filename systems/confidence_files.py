@@ -11,7 +11,7 @@ import trimesh
 
 from confs.schema import Config
 from models.raytrace import vertex_normals
-from systems.advice import LOW, advice, known_up
+from systems.advice import LOW, advice, cut_off, known_up
 from systems.confidence import Cues, measure
 from utils.files import write_atomic
 from utils.image import sheet, write_png
@@ -34,11 +34,12 @@ def add_confidence(mesh: trimesh.Trimesh, system, scene: Scene, cfg: Config, run
     value = cues.confidence.astype(np.float32)
     mesh.vertex_attributes["confidence"] = value
     area = vertex_areas(local)
-    centre = (np.asarray(local.vertices) * area[:, None]).sum(0) / max(float(area.sum()), 1e-30)
     up = known_up(scene, cfg)
-    found = {**summary(cues, area), "advice": advice(cues, area, centre, scene, up)}
+    x = np.asarray(local.vertices)
+    cut = cut_off(cues, x, cfg.model.radius)
+    found = {**summary(cues, area), "advice": advice(cues, area, x, cut, scene, up)}
     write_atomic(run / "mesh/confidence.json", json.dumps(found, indent=1).encode())
-    write_png(run / "mesh/confidence.png", picture(local, value, scene, up))
+    write_png(run / "mesh/confidence.png", picture(local, value, np.where(cut, 0, area), scene, up))
     log.info(
         "confidence: mean %.2f, %.0f%% of the surface below %g -> %s",
         found["mean"],
@@ -76,12 +77,15 @@ def colours(value: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap(index.reshape(-1, 1), cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].reshape(*np.shape(value), 3)
 
 
-def picture(mesh: trimesh.Trimesh, value: np.ndarray, scene: Scene, up: np.ndarray | None) -> np.ndarray:
-    """A mesh in the unit sphere's frame coloured by confidence [V]: from a few far-apart cameras, and from the side that is least sure."""
+def picture(mesh: trimesh.Trimesh, value: np.ndarray, area: np.ndarray, scene: Scene, up: np.ndarray | None) -> np.ndarray:
+    """A mesh in the unit sphere's frame coloured by confidence [V]: from a few far-apart cameras, and from the side that is least sure.
+
+    area [V]: what a vertex counts in the choice of that side.
+    """
     tensors = torch.from_numpy(np.asarray(mesh.vertices)).float(), torch.as_tensor(np.asarray(mesh.faces))
     normal = vertex_normals(*tensors).double().numpy()
     shots = [(scene.names[i], *_camera(scene, i)) for i in far_apart(scene, VIEWS)]
-    shots.append(("the least sure side", *_worst_camera(mesh, value, normal, scene, up)))
+    shots.append(("the least sure side", *_worst_camera(np.asarray(mesh.vertices), normal, area * (1 - value) ** 4, scene, up)))
     painted, tiles = colours(value), []
     for _, K, c2w, (w, h) in shots:
         towards = c2w[:, 3] - np.asarray(mesh.vertices)
@@ -92,7 +96,9 @@ def picture(mesh: trimesh.Trimesh, value: np.ndarray, scene: Scene, up: np.ndarr
         tiles.append(render_mesh(shaded, K, c2w, h, w, "vertex"))
     tallest = max(len(tile) for tile in tiles)
     tiles = [np.pad(tile, ((0, tallest - len(tile)), (0, 0), (0, 0)), constant_values=255) for tile in tiles]
-    row = sheet(tiles, [name for name, *_ in shots])
+    for tile, (name, *_) in zip(tiles, shots):
+        _text(tile, name, (6, 18))
+    row = sheet(tiles)
     return np.concatenate([row, legend(row.shape[1])], 0)
 
 
@@ -115,13 +121,12 @@ def _camera(scene: Scene, i: int) -> tuple[np.ndarray, np.ndarray, tuple[int, in
     return K, scene.cameras.c2w[i].double().numpy(), (max(1, round(f * w)), max(1, round(f * h)))
 
 
-def _worst_camera(mesh: trimesh.Trimesh, value: np.ndarray, normal: np.ndarray, scene: Scene, up: np.ndarray | None):
-    """As `_camera`: from the side that the least confident surface faces, at the usual distance, the whole mesh in the picture."""
-    area, x = vertex_areas(mesh), np.asarray(mesh.vertices)
+def _worst_camera(x: np.ndarray, normal: np.ndarray, doubt: np.ndarray, scene: Scene, up: np.ndarray | None):
+    """As `_camera`: from where the vertices [V, 3] with doubts [V] face, at the usual distance, the whole mesh in the picture."""
     middle = (x.min(0) + x.max(0)) / 2
-    doubt = (normal * (area * (1 - value) ** 4)[:, None]).sum(0)
+    towards = (normal * doubt[:, None]).sum(0)
     eyes = scene.cameras.c2w[list(scene.train), :, 3].double().numpy() - middle
-    towards = doubt if np.linalg.norm(doubt) > 1e-9 else -eyes.mean(0)
+    towards = towards if np.linalg.norm(towards) > 1e-9 else -eyes.mean(0)
     towards = towards / max(float(np.linalg.norm(towards)), 1e-12)
     level = up if up is not None and abs(up @ towards) < 0.95 else np.eye(3)[np.abs(towards).argmin()]
     right = np.cross(-towards, level)
@@ -140,14 +145,11 @@ def legend(width: int) -> np.ndarray:
     left, right = int(0.25 * width), int(0.75 * width)
     strip[12:28, left:right] = colours(np.linspace(0, 1, right - left))[None]
     for text, at in (("0: a guess", left - 95), ("0.5", (left + right) // 2 - 12), ("1: sure", right + 8)):
-        cv2.putText(
-            strip,
-            text,
-            (max(0, at), 25),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.5,
-            (0, 0, 0) if at != (left + right) // 2 - 12 else (255, 255, 255),
-            1,
-            cv2.LINE_AA,
-        )
+        _text(strip, text, (max(0, at), 25))
     return strip
+
+
+def _text(image: np.ndarray, text: str, at: tuple[int, int]) -> None:
+    """Black on a white rim, into the picture."""
+    for colour, width in ((255, 3), (0, 1)):
+        cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (colour,) * 3, width, cv2.LINE_AA)
