@@ -14,10 +14,18 @@ def main(words: list[str] | None = None) -> int:
     setup_logging()
     try:
         args = parse(sys.argv[1:] if words is None else words)
+        if args.eval_table:
+            from systems.eval_table import write_table
+
+            return write_table(args.eval_table, args.eval_out)
         from systems import run  # imports torch: --help and a misspelt flag answer at once
 
+        if args.eval is True:
+            return run.execute(run.prepare(None, args.resume, args.overrides), train=False, test=True, mesh=False, film=False, whole=True)
         if args.eval:
-            return run.evaluate_files(args.eval, args.gt)
+            from systems.eval_command import evaluate_files
+
+            return evaluate_files(args)
         if args.photos:
             args.overrides = run.photographs(args.config, args.photos, args.masks, args.overrides)
         if args.marker_size:

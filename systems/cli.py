@@ -5,11 +5,12 @@ import importlib.util
 import json
 from typing import NoReturn
 
+from systems import cli_eval
 from utils.errors import UserError, suggestion
 
 PORT = 8080  # of --view
 
-EXAMPLES = """examples:
+EXAMPLES = f"""examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
   python run.py --config confs/dtu.yaml --train --preset balanced dataset.root_dir=inputs/scan65
   python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
@@ -18,7 +19,7 @@ EXAMPLES = """examples:
   python run.py --photos DIR --train                                photographs alone: finds the cameras first
   python run.py --relight --resume outputs/NAME/TRIAL --hdr LIGHT.exr   a material under another light
   python run.py --view --resume outputs/NAME/TRIAL                  look at a run in the browser; with --train, while it trains
-  python run.py --eval mesh.ply --gt truth.ply                      Chamfer, F-score, normal consistency
+{cli_eval.EXAMPLES}
 
 every option with its unit and meaning: confs/schema.py, confs/model.py, confs/material.py"""
 
@@ -61,8 +62,7 @@ def parser() -> Parser:
     p.add_argument("--poses", metavar="JSON", help="cameras to render from, as transforms.json (with --relight); by default an orbit")
     p.add_argument("--view", action="store_true", help="a page for the browser, on this machine alone (with --train, or with --resume)")
     p.add_argument("--view-port", metavar="N", type=int, help="port of the page, the next free one where it is taken; default 8080")
-    p.add_argument("--eval", metavar="MESH", help="compare a mesh with --gt")
-    p.add_argument("--gt", metavar="MESH", help="the true mesh or point cloud for --eval")
+    cli_eval.add_flags(p)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="options of confs/schema.py, for example trainer.max_steps=1000")
     return p
 
@@ -76,21 +76,24 @@ def parse(words: list[str]) -> argparse.Namespace:
         if flag.startswith("-") and flag not in flags and " " not in flag:  # "-1,0,0 1,0,0 0.3" is the value of a flag
             raise UserError(f"unknown flag '{flag}'{suggestion(flag, flags)} (see --help)")
     args = p.parse_intermixed_args(words)
-    jobs = [name for name in ("train", "test", "mesh", "relight", "eval", "photos", "auto_mask", "view") if getattr(args, name)]
-    alone = next((name for name in ("eval", "relight") if name in jobs), None)
+    jobs = [
+        name for name in ("train", "test", "mesh", "relight", "eval", "eval_table", "photos", "auto_mask", "view") if getattr(args, name)
+    ]
+    alone = next((name for name in ("eval", "eval_table", "relight") if name in jobs), None)
     if alone and len(jobs) > 1:
         raise UserError(
-            f"--{alone} does not go with --{next(n for n in jobs if n != alone).replace('_', '-')}; run them one after the other"
+            f"--{alone} does not go with --{next(n for n in jobs if n != alone)}; run them one after the other".replace("_", "-")
         )
-    owners = {"gt": "eval", "masks": "photos", "hdr": "relight", "blender": "relight", "poses": "relight", "mask_model": "auto_mask"}
+    cli_eval.check(args)
+    owners = {"masks": "photos", "hdr": "relight", "blender": "relight", "poses": "relight", "mask_model": "auto_mask"}
     for flag, owner in owners.items():
         if getattr(args, flag) and owner not in jobs:
             raise UserError(f"--{flag} goes with --{owner}".replace("_", "-"))
     if args.mask_norm and not args.mask_model:
         raise UserError("--mask-norm goes with --mask-model")
-    vain = next((flag for flag in ("config", "preset", "resume" if alone == "eval" else "config") if getattr(args, flag)), None)
+    vain = next((flag for flag in ("config", "preset") if getattr(args, flag)), None)
     if alone and vain:
-        raise UserError(f"--{vain} has no effect on --{alone}")
+        raise UserError(f"--{vain} has no effect on --{alone}".replace("_", "-"))
     for flag in ("marker_size", "scale_distance"):
         if getattr(args, flag) and (alone or not (args.train or args.mesh)):
             raise UserError(f"--{flag.replace('_', '-')} goes with --train or --mesh")
@@ -103,12 +106,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     check_view(args)
     if args.preset and not args.train:
         raise UserError("--preset goes with --train")
-    if args.eval:
+    if args.eval or args.eval_table:
         return args
     if args.relight and not (args.resume and args.hdr):
         raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
     if not jobs:
-        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos, --view or --eval (see --help)")
+        raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos, --view, --eval or --eval-table (see --help)")
     if args.photos and not args.config:
         args.config = "confs/neus-colmap.yaml"
     if not (args.train or args.test or args.mesh or args.view):

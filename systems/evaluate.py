@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from utils.log import RunFolder
 from utils.rays import Cameras, Scene
 
 log = logging.getLogger("neus")
+Look = Callable[[int, float], tuple[dict[str, float | None], np.ndarray]]
 
 
 def scale_of_test(system, scene: Scene, cfg: Config, device: torch.device, views: Sequence[int], allowed: float) -> float:
@@ -46,12 +47,13 @@ def scale_of_test(system, scene: Scene, cfg: Config, device: torch.device, views
 
 def evaluate(
     system, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, allowed: float = math.inf,
-    fitted: dict[int, tuple[float, float]] | None = None,
+    fitted: dict[int, tuple[float, float]] | None = None, look: Look | None = None,
 ) -> dict:  # fmt: skip
     """Metrics over the held-out views (over the training views, with a warning, when none are held out), and pictures.
 
     allowed: seconds; where the views take longer at full size, all are rendered and compared at a smaller one (`scale` of the result).
     fitted: {view: (PSNR before, after)} of held-out cameras that were fitted to their photographs, for the record.
+    look: gives the metrics and the picture of a view at a scale, by default `view_picture`.
     """
     views = scene.test or scene.train
     if not scene.test:
@@ -59,12 +61,12 @@ def evaluate(
     scale = scale_of_test(system, scene, cfg, device, views, allowed)
     rows = []
     for view in tqdm(views, desc="test", leave=False):
-        metrics, picture = view_picture(system, scene, cfg, device, view, scale)
+        metrics, picture = look(view, scale) if look else view_picture(system, scene, cfg, device, view, scale)
         size = [max(1, round(n * scale)) for n in scene.cameras.size(view)]  # of each picture in the sheet
         rows.append({"view": view, "name": scene.names[view], "size": size, **metrics})
         write_png(run / f"test/{view:03d}.png", picture)
     means = {}
-    for key in ("psnr", "ssim", "psnr_masked", "psnr_cc", "psnr_cc_masked"):
+    for key in (key for key in rows[0] if key not in ("view", "name", "size")):
         known = [r[key] for r in rows if r[key] is not None]
         means[key] = float(np.mean(known)) if known else None
     empty = [r["name"] for r in rows if r["psnr_masked"] is None]
@@ -82,7 +84,7 @@ def evaluate(
         "views": rows,
     }
     write_atomic(run / "test/metrics.json", json.dumps(result, indent=1).encode())
-    shown = ", ".join(f"{k} {v:.2f}" if k != "ssim" else f"ssim {v:.4f}" for k, v in means.items() if v is not None)
+    shown = ", ".join(f"{k} {v:.{2 if k.startswith('psnr') else 4}f}" for k, v in means.items() if v is not None)
     log.info("test on %d views: %s -> %s", len(rows), shown, run / "test/metrics.json")
     return result
 

@@ -1,12 +1,12 @@
 """A mesh against the truth: accuracy (prediction to truth), completeness (truth to prediction), Chamfer, F-score, normals.
 
 Distances go from samples of one surface, uniform by area, to the nearest point of the other surface's triangles. They are
-neither squared nor clipped, and no part of either surface is culled here. The nearest triangle comes from Warp's bounding
+neither squared nor clipped. `counted` may restrict both to the part of the truth that was seen. The nearest triangle comes from Warp's bounding
 volume hierarchy, or from a k-d tree of centroids; the distance to it is computed in float64. Letters: P points, F faces.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 from utils.device import missing
 from utils.mesh import area_vectors
 
+Counted = Callable[[np.ndarray, np.ndarray], np.ndarray]  # points [P, 3], normals [P, 3] of the truth -> [P] bool
 THRESHOLDS = (0.0025, 0.005, 0.01, 0.02)
 STEP = 50_000  # points whose distances are computed at once
 PAIRS = 1_000_000  # pairs of a point and a triangle at once
@@ -115,7 +116,7 @@ def nearest_triangles(triangles: np.ndarray, points: np.ndarray, device: torch.d
 
 
 # ------------------------------------------------------------------------------------------------ the comparison
-class _Surface:
+class Surface:
     """A mesh, or a point cloud (a mesh without faces): samples of it, and distances to it."""
 
     def __init__(self, mesh: trimesh.Trimesh, n: int, seed: int, device: torch.device | str) -> None:
@@ -154,29 +155,42 @@ def evaluate_mesh(
     unit: float = 1.0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    counted: Counted | None = None,
+    pixel: float | None = None,
 ) -> dict[str, Any]:
     """Compare pred with gt (a mesh, or points: a mesh without faces) in the same frame.
 
     n: samples of each surface. unit: length that distances are divided by (the unit sphere's radius in world units).
     thresholds: distances of the F-score, after that division. device: where Warp's mesh queries run. Normal consistency is
     the mean |cosine| between the normals of a sample and of its nearest point, both ways averaged; None when gt has no
-    faces. Errors: ValueError for an empty mesh.
+    faces. counted: which samples of the truth count, by points [P, 3] and normals [P, 3]; a sample of pred counts where the nearest
+    sample of the truth does. pixel: width of a pixel at the object after that division: gives `half_px`, Chamfer in half
+    pixels, and `fscore_px`. Errors: ValueError for an empty mesh, or when nothing counts.
     """
     if n < 1 or not unit > 0:
         raise ValueError(f"evaluate_mesh: n and unit must be positive, got {n} and {unit}")
     if not len(getattr(pred, "faces", ())):
         raise ValueError("evaluate_mesh: the predicted mesh has no faces")
-    a, b = _Surface(pred, n, seed, device), _Surface(gt, n, seed, device)
+    a, b = Surface(pred, n, seed, device), Surface(gt, n, seed, device)
     (to_gt, gt_normal), (to_pred, pred_normal) = b.distance(a.samples), a.distance(b.samples)
     to_gt, to_pred = to_gt / unit, to_pred / unit
+    there, back = np.ones(len(to_gt), bool), np.ones(len(to_pred), bool)
+    if counted is not None and b.normals is not None:
+        back = counted(b.samples, b.normals)
+        there = back[cKDTree(b.samples).query(a.samples, workers=-1)[1]]
+        if not (there.any() and back.any()):
+            raise ValueError("evaluate_mesh: no part of the surface counts")
     normals = None
     if a.normals is not None and b.normals is not None:
-        normals = float(np.abs((a.normals * gt_normal).sum(1)).mean() + np.abs((b.normals * pred_normal).sum(1)).mean()) / 2
+        cosines = np.abs((a.normals * gt_normal).sum(1)), np.abs((b.normals * pred_normal).sum(1))
+        normals = float(cosines[0][there].mean() + cosines[1][back].mean()) / 2
+    to_gt, to_pred = to_gt[there], to_pred[back]
     accuracy, completeness = float(to_gt.mean()), float(to_pred.mean())
-    return {
+    chamfer = (accuracy + completeness) / 2
+    result = {
         "accuracy": accuracy,
         "completeness": completeness,
-        "chamfer": (accuracy + completeness) / 2,
+        "chamfer": chamfer,
         "fscore": {float(t): _fscore(to_gt, to_pred, t) for t in thresholds},
         "normal_consistency": normals,
         "n_samples": [len(a.samples), len(b.samples)],
@@ -184,6 +198,11 @@ def evaluate_mesh(
         "seed": seed,
         "gt_kind": "points" if b.is_cloud else "mesh",
     }
+    if counted is not None and b.normals is not None:
+        result |= {"seen": float(back.mean())}
+    if pixel is not None:
+        result |= {"pixel": pixel, "half_px": chamfer / (pixel / 2), "fscore_px": _fscore(to_gt, to_pred, pixel)}
+    return result
 
 
 def _fscore(to_gt: np.ndarray, to_pred: np.ndarray, t: float) -> float:
@@ -199,13 +218,17 @@ def report(result: dict[str, Any]) -> str:
         normal = f"{r['normal_consistency']:.4f} (mean |cosine|, both ways)"
     target = "the nearest point of the cloud" if r["gt_kind"] == "points" else "the nearest point of its triangles"
     sampling = "points of the cloud as they are" if r["gt_kind"] == "points" else "uniform by area"
+    seen = f"of the truth {r['seen']:.1%} is judged, what at least two training views see" if "seen" in r else "nothing left out as unseen"
     lines = [
         f"accuracy            {r['accuracy']:.6f}   prediction to truth ({target})",
         f"completeness        {r['completeness']:.6f}   truth to prediction (the nearest point of its triangles)",
         f"chamfer             {r['chamfer']:.6f}   mean of the two",
         *[f"F-score at {t:<8g} {f:.4f}" for t, f in r["fscore"].items()],
+        *([f"F-score at 1 pixel  {r['fscore_px']:.4f}   a pixel at the object is {r['pixel']:.5f}"] if "pixel" in r else []),
+        *([f"half_px             {r['half_px']:.3f}   chamfer over half a pixel"] if "pixel" in r else []),
         f"normal consistency  {normal}",
         f"Distances are not squared and not clipped, divided by {r['unit']:g} (world units); {n_pred} samples of the prediction",
-        f"and {n_gt} of the truth, {sampling}, seed {r['seed']}; both as given, nothing culled or aligned here.",
+        f"and {n_gt} of the truth, {sampling}, seed {r['seed']}; {seen};",
+        f"culled by masks: {r.get('culled') or 'no, nothing culled'}; aligned (ICP): no",
     ]
     return "\n".join(lines)

@@ -26,8 +26,8 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     return MAX_PSNR if mse <= 10 ** (-MAX_PSNR / 10) else float(-10 * torch.log10(mse))
 
 
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), mean over channels and over the pixels whose window lies inside the image.
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of each pixel whose window lies inside the image, mean over channels -> [H - 10, W - 10].
 
     Gaussian window of 11 pixels, sigma 1.5, K1 0.01, K2 0.03, data range 1, weighted (biased) covariances: what
     skimage gives with gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=-1.
@@ -45,7 +45,12 @@ def ssim(a: Tensor, b: Tensor) -> float:
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2
-    return float((((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean())
+    return (((2 * mx * my + c1) * (2 * cov + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean((0, 1))
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Mean of `ssim_map`."""
+    return float(ssim_map(a, b).mean())
 
 
 def colour_corrected(pred: Tensor, truth: Tensor, mask: Tensor | None = None, rounds: int = 5) -> Tensor:
@@ -75,12 +80,15 @@ def colour_corrected(pred: Tensor, truth: Tensor, mask: Tensor | None = None, ro
 
 
 def view_metrics(pred: Tensor, truth: Tensor, mask: Tensor | None = None, cut_out: bool = False) -> dict[str, float | None]:
-    """psnr, ssim over the whole image and psnr_masked where mask [H, W] > 0.5 (None without a mask or with an empty one).
+    """psnr, ssim over the whole image; psnr_masked, ssim_masked where mask [H, W] > 0.5 (None without a mask or with an empty one).
 
     psnr_cc, psnr_cc_masked: the same after `colour_corrected` over the whole image (cut_out: inside the mask alone, the rest is a
     constant background), and inside the mask.
     """
-    found: dict[str, float | None] = {"psnr": psnr(pred, truth), "ssim": ssim(pred, truth), "psnr_masked": None, "psnr_cc_masked": None}
+    similar = ssim_map(pred, truth)
+    found: dict[str, float | None] = {"psnr": psnr(pred, truth), "ssim": float(similar.mean()), "psnr_masked": None, "psnr_cc_masked": None}
+    inner = None if mask is None else mask[5:-5, 5:-5].to(similar.device) > 0.5  # the pixels of the map
+    found["ssim_masked"] = None if inner is None or not bool(inner.any()) else float(similar[inner].mean())
     corrected = None
     if mask is not None and bool((mask > 0.5).any()):
         found["psnr_masked"] = psnr(pred, truth, mask)

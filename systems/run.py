@@ -1,7 +1,8 @@
-"""The commands: train, test, mesh, relight, evaluate."""
+"""The commands: train, test, mesh, relight; systems/eval_command.py compares files."""
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from confs.load import load_config, to_yaml
 from confs.recipes import PRESETS
@@ -22,6 +22,7 @@ from process_data.preview import scene_picture
 from systems.budget import FLOOR, allowance
 from systems.build import build_system, restore_system
 from systems.cameras import align_held_out, refined, write_cameras
+from systems.eval_views import evaluate_whole
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.placement import metres_per_unit, scale_from_distance
@@ -155,10 +156,11 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
 
 
-def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, view: int | None = None) -> int:
+def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, view: int | None = None, whole: bool = False) -> int:
     """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training).
 
-    view: port of a page that shows the training.
+    view: port of a page that shows the training. whole: the test is at full size, however long it takes, with LPIPS where its weights are
+    here, and ends in a table.
     """
     cfg, state, path = job.cfg, job.state, job.path
     threads = setup_threads(cfg.trainer.threads)
@@ -201,7 +203,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
         if system.model.pose is not None:
             write_cameras(scene, run)
         if test:
-            evaluate(system, scene, cfg, run, device, allowed, fitted)
+            (evaluate_whole if whole else evaluate)(system, scene, cfg, run, device, math.inf if whole else allowed, fitted)
         if mesh:
             compare_with_truth(system.export(scene, run), scene, cfg, run)
         if test and film:
@@ -251,15 +253,3 @@ def looked_at(resume: str, overrides: list[str], port: int) -> int:
         return 0
     finally:
         run.close()
-
-
-def evaluate_files(mesh: str, truth: str) -> int:
-    """`--eval MESH --gt GT`: print Chamfer, F-score and normal consistency, in the world of the cameras."""
-    from systems.mesh_eval import evaluate_mesh, report
-    from utils.mesh import in_world, load_mesh
-
-    torch.manual_seed(0)
-    if not truth:
-        raise UserError("--eval needs --gt with the true mesh or point cloud")
-    log.info(report(evaluate_mesh(in_world(load_mesh(Path(mesh))), in_world(load_mesh(Path(truth), points=True)))))
-    return 0

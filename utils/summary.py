@@ -20,11 +20,18 @@ def summary(run: Path) -> str:
     test, mesh = run / "test/metrics.json", run / "mesh/metrics.json"
     if test.is_file():
         m = json.loads(test.read_text())
-        values = [f"{k} {m[k]:.3f}" for k in ("psnr", "psnr_masked", "ssim") if m.get(k) is not None]
+        values = [f"{k} {m[k]:.3f}" for k in ("psnr", "psnr_masked", "ssim", "lpips") if m.get(k) is not None]
         lines.append(f"{'held out' if m['held_out'] else 'training views'}: {', '.join(values)}")
     if mesh.is_file():
         m = json.loads(mesh.read_text())
-        lines.append(f"Chamfer  {m['chamfer']:.5f} of the unit sphere's radius, normal consistency {m['normal_consistency']:.4f}")
+        if m.get("protocol") == "dtu":
+            lines.append(f"DTU      overall {m['overall']:.3f} mm (d2s {m['d2s']:.3f}, s2d {m['s2d']:.3f})")
+        elif m.get("protocol") == "tnt":
+            lines.append(f"F-score  {m['fscore_tau']:.4f} at {m['tau']:g}")
+        else:
+            unit = "of the unit sphere's radius" if m["unit"] != 1 else "world units"
+            normal = "" if m["normal_consistency"] is None else f", normal consistency {m['normal_consistency']:.4f}"
+            lines.append(f"Chamfer  {m['chamfer']:.5f} {unit}{normal}")
     return "\n".join(lines)
 
 
