@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.mesh import in_world, load_mesh
 
 log = logging.getLogger("neus")
+SAMPLES = 200_000  # of each surface, without a protocol
 
 
 def evaluate_files(args: argparse.Namespace) -> int:
@@ -56,7 +57,7 @@ def _plain(mesh: trimesh.Trimesh, args: argparse.Namespace) -> tuple[Compared, s
             return judge.seen(truth, points, normals)
 
     try:
-        result = evaluate_mesh(mesh, truth, thresholds=THRESHOLDS, unit=unit, counted=counted, pixel=pixel)
+        result = evaluate_mesh(mesh, truth, SAMPLES, THRESHOLDS, unit=unit, counted=counted, pixel=pixel)
     except ValueError as error:
         raise UserError(f"{args.eval} against {args.gt}: {str(error).removeprefix('evaluate_mesh: ')}") from None
     result |= {"faces": len(mesh.faces), "culled": None if judge is None else judge.words}
