@@ -116,6 +116,15 @@ def test_eval(finished, capsys):
     refused(capsys, "nothere.ply", "--eval", "nothere.ply", "--gt", ply)
 
 
+def test_eval_of_the_held_out_views(finished, capsys):
+    before = json.loads((finished / "test/metrics.json").read_text())
+    code, text = cli(capsys, "--eval", "--resume", str(finished))
+    assert code == 0 and "2 held-out views, at full size" in text and "about" in text, text
+    after = json.loads((finished / "test/metrics.json").read_text())
+    assert after["psnr"] == pytest.approx(before["psnr"], abs=1e-4) and after["scale"] == 1 and "lpips" in after
+    assert after["ssim_masked"] < after["ssim"]  # most of a picture is black
+
+
 def test_help_has_examples():
     assert "run.py --config confs/dtu.yaml --train" in cli_flags.parser().format_help()
 
@@ -142,6 +151,27 @@ def test_help_has_examples():
         (["--train", "--config", "confs/dtu.yaml", "--gt", "a.ply"], "--gt goes with --eval"),
         (["--eval", "a.ply", "--gt", "b.ply", "--train"], "--eval does not go with --train"),
         (["--eval", "a.ply", "--gt", "b.ply", "--resume", "c"], "--resume has no effect on --eval"),
+        (["--eval"], "--eval needs a mesh .* or --resume"),
+        (["--eval", "a.ply"], "--eval MESH needs --gt, the true mesh"),
+        (["--eval", "--resume", "a", "--gt", "b.ply"], "--gt has no effect on --eval --resume"),
+        (["--resume", "not/there", "--eval", "trainer.chunk=64"], "not/there: no such file"),
+        (["--eval", "a.ply", "--gt", "b.ply", "dataset.hold_every=4"], "dataset.hold_every=4 has no effect on --eval MESH without --scene"),
+        (["--eval", "a.ply", "--gt", "b.ply", "--mask-dilation", "5"], "--mask-dilation goes with --scene"),
+        (["--eval", "a.ply", "--gt", "b.ply", "--scan", "24"], "--scan goes with --protocol dtu"),
+        (["--eval", "a.ply", "--gt", "b.ply", "--tnt-tau", "1"], "--tnt-tau goes with --protocol tnt"),
+        (["--eval", "a.ply", "--protocol", "dtu", "--scan", "24"], "--protocol dtu needs --dtu-data"),
+        (["--eval", "a.ply", "--protocol", "dtu", "--scan", "x", "--dtu-data", "d"], "--scan: invalid int value: 'x'"),
+        (["--eval", "a.ply", "--protocol", "dtu", "--scan", "1", "--dtu-data", "d", "--gt", "b"], "--gt has no effect on --protocol dtu"),
+        (["--eval", "a.ply", "--protocol", "dtu", "--scan", "0", "--dtu-data", "d"], "--scan: must be the number of a DTU scan"),
+        (["--eval", "a.ply", "--protocol", "tnt", "--gt", "b.ply"], "--protocol tnt needs --tnt-crop and --tnt-tau"),
+        (["--eval", "a.ply", "--protocol", "tnt", "--gt", "b", "--tnt-crop", "c", "--tnt-tau", "0"], "--tnt-tau: must be a positive"),
+        (["--eval", "a.ply", "--protocol", "iou", "--gt", "b.ply"], "invalid choice: 'iou'"),
+        (["--eval-out", "d", "--test", "--resume", "a"], "--eval-out goes with --eval MESH or --eval-table"),
+        (["--scene", "d", "--test", "--resume", "a"], "--scene goes with --eval"),
+        (["--eval-table"], "expected at least one argument"),
+        (["--eval-table", "a", "--train"], "--eval-table does not go with --train"),
+        (["--eval-table", "a", "--resume", "b"], "--resume has no effect on --eval-table"),
+        (["--eval-table", "a", "--gt", "b"], "--gt goes with --eval"),
         (["--relight", "--resume", "a", "--hdr", "b.hdr", "--config", "confs/dtu.yaml"], "--config has no effect on --relight"),
         (["--relight", "--resume", "a", "--hdr", "b.hdr", "--mesh"], "--relight does not go with --mesh"),
         (["--train", "--config", "confs/dtu.yaml", "--mask-model", "a.onnx"], "--mask-model goes with --auto-mask"),
