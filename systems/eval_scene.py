@@ -12,6 +12,7 @@ from confs.load import load_config
 from models.raytrace import MeshTracer
 from process_data.load import load_scene
 from process_data.normalize import split_views
+from utils.device import missing
 from utils.errors import UserError
 from utils.mesh import cull_by_masks, transform
 from utils.projection import project
@@ -19,6 +20,7 @@ from utils.rays import Scene
 
 LEAST_COSINE = 0.1  # between a surface's normal and the direction to a camera that sees it
 BEHIND = 0.02  # of the sphere's radius, and at least two pixels: a point this far behind the first surface still counts as seen
+EXHAUSTIVE = 1e8  # pairs of a point and a triangle that are tested one by one where Warp does not run
 VIEWS = 2  # training views that must see a point for it to be judged
 CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]])  # of a pixel, from its centre
 DILATION = 0.02  # of the width: by default the masks grow by this much
@@ -72,6 +74,8 @@ class Judge:
         x = points @ to_local[:3, :3].T + to_local[:3, 3]
         n = normals @ to_local[:3, :3].T * self.unit  # a similarity turns normals as it turns directions
         tracer = MeshTracer(torch.tensor(np.asarray(local.vertices), dtype=torch.float32), torch.tensor(np.asarray(local.faces)))
+        if tracer.backend == "torch" and len(local.faces) * len(x) > EXHAUSTIVE:
+            raise UserError(f"--scene traces lines of sight, which takes hours without Warp ({missing('warp', torch.device('cpu'))})")
         count, behind = np.zeros(len(x), np.int64), max(BEHIND, 2 * self.pixel(self.scene.to_world.numpy()[:3, 3]))
         for i in self.scene.train:
             uv, z = project(x, cameras.K[i], cameras.c2w[i])

@@ -11,7 +11,7 @@ import run
 from systems import eval_command
 from systems.eval_scene import LEAST_COSINE, load_judge
 from tests.conftest import needs_warp
-from tests.scenes import AXES
+from tests.scenes import AXES, write_tiny_scene
 from utils.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -102,18 +102,17 @@ def test_wrong_scenes(tiny_scene, tmp_path):
 @pytest.mark.slow
 @needs_warp
 @pytest.mark.skipif(not TOOL.exists(), reason="../shared with the judge is not here")
-def test_agrees_with_the_independent_judge(tiny_scene, tmp_path):
+def test_agrees_with_the_independent_judge(tmp_path):
+    scene = str(write_tiny_scene(tmp_path / "scene", hw=(180, 240)))
     truth, pred = ellipsoid(detail=5), ellipsoid(1.03, detail=5)
     pred.vertices += 0.02 * np.random.default_rng(0).normal(size=pred.vertices.shape)
     pred = trimesh.util.concatenate([pred, trimesh.creation.icosphere(2, 0.3).apply_translation(CENTER + [0, 0, 2.7])])
     pred.export(tmp_path / "pred.ply")
     truth.export(tmp_path / "gt.ply")
     files = [str(tmp_path / "pred.ply"), str(tmp_path / "gt.ply")]
-    done = subprocess.run(
-        [sys.executable, TOOL, *files, "--scene", str(tiny_scene), "-n", "60000"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, TOOL, *files, "--scene", scene, "-n", "60000"], capture_output=True, text=True, check=True)
     judge = json.loads(done.stdout)
-    assert run.main(["--eval", files[0], "--gt", files[1], "--scene", str(tiny_scene), "--eval-out", str(tmp_path)]) == 0
+    assert run.main(["--eval", files[0], "--gt", files[1], "--scene", scene, "--eval-out", str(tmp_path)]) == 0
     ours = json.loads((tmp_path / "metrics.json").read_text())
     for key, name in (("accuracy", "accuracy"), ("completeness", "completeness"), ("half_px", "half_px"), ("px", "pixel")):
         assert ours[name] == pytest.approx(judge[key], rel=0.02), key
