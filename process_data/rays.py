@@ -35,7 +35,7 @@ def view_rays(cameras: Cameras, i: int, radius: float) -> Rays:
     return make_rays(cameras, torch.full((len(uv),), i, device=device), uv, radius)
 
 
-def _mix(seed: int, step: int) -> int:
+def mixed_seed(seed: int, step: int) -> int:
     """A 32-bit seed (torch's CPU generator uses no more); for one seed no two of 2^32 steps share it (MurmurHash3's finaliser)."""
     x = (seed * 0x9E3779B1 + step) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
@@ -47,9 +47,12 @@ class RayDataset(Dataset):
     """Batches of random pixels of the training views. Item (step, n_rays) -> RayBatch; holds no state between items.
 
     Photographs stay uint8 and lie on `device`; pixels are drawn on the CPU, so that every device sees the same batches.
+    share (rank, world): of `world` processes the one numbered `rank` takes its part of a batch of world * n_rays.
     """
 
-    def __init__(self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu", clean_edges: bool = True) -> None:
+    def __init__(
+        self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu", clean_edges: bool = True, share: tuple[int, int] = (0, 1)
+    ) -> None:  # fmt: skip
         self.cameras = scene.cameras.to(device)
         self.pixels = scene.images.to(device).reshape(-1, 3)
         self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
@@ -61,19 +64,24 @@ class RayDataset(Dataset):
         self.starts = self.ends - areas.to(device)
         edges = scene_edges(scene) if clean_edges else None
         self.edges = None if edges is None or not len(edges[0]) else tuple(part.to(device) for part in edges)
-        self.radius, self.seed, self.device = radius, seed, device
+        self.radius, self.seed, self.device, self.share = radius, seed, device, share
 
     def draw(self, step: int, n_rays: int) -> Tensor:
         """[n_rays] int64, uniform over the pixels of the training views (of their own sizes), with replacement."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, step))
-        return torch.randint(self.total, (n_rays,), generator=generator)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, step))
+        return self._part(self.total, n_rays, generator)
+
+    def _part(self, high: int, n: int, generator: torch.Generator) -> Tensor:
+        """[n] int64 in [0, high): this process's part of what all draw."""
+        rank, world = self.share
+        return torch.randint(high, (world * n,), generator=generator)[rank * n : (rank + 1) * n]
 
     def draw_points(self, step: int) -> Tensor | None:
         """[N_POINTS] int64, of the scene's points, with replacement; None where it has none."""
         if self.points is None:
             return None
-        generator = torch.Generator().manual_seed(_mix(self.seed + 1, step))
-        return torch.randint(len(self.points), (N_POINTS,), generator=generator)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step))
+        return self._part(len(self.points), N_POINTS, generator)
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
         points = self.draw_points(item[0])
@@ -131,13 +139,14 @@ def ray_loader(
     radius: float,
     device: torch.device | str = "cpu",
     clean_edges: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """An endless loader of RayBatch. It fetches no batch ahead, and its own generator leaves the global random state alone.
+    """An endless loader of RayBatch; share: of a `RayDataset`. It fetches no batch ahead, and its own generator leaves the global random state alone.
 
     No workers: drawing a batch takes about 2 ms, less than passing it between processes, and each would hold the photographs again.
     """
     return DataLoader(
-        RayDataset(scene, radius, seed, device, clean_edges),
+        RayDataset(scene, radius, seed, device, clean_edges, share),
         sampler=StepSampler(first_step, n_rays),
         batch_size=None,
         num_workers=0,

@@ -15,6 +15,8 @@ from models.background import Background
 from models.method import Method, RenderContext, RenderOutput
 from systems.export import export_mesh
 from systems.losses import LossInputs, weighted_terms
+from systems.parallel import ALONE, Ranks
+from systems.together import EVERY, value_counts
 from utils.errors import UserError
 from utils.log import RunFolder
 from utils.rays import RayBatch, Rays, Render, Scene
@@ -54,6 +56,8 @@ class RaySystem:
             self.weights["mask"] = ramp(0.0)  # masks are not to be used; with a learned background loss.mask uses them
         self.stats: dict[str, Any] = {}
         self.held = False
+        self.ranks: Ranks = ALONE  # the processes that share the rays of a step
+        self._counts: dict[str, int] | None = None
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -133,10 +137,11 @@ class RaySystem:
         truth = batch.rgb
         if self.cfg.dataset.apply_mask and batch.mask is not None:
             truth = truth * batch.mask[:, None] + background * (1 - batch.mask[:, None])
-        jitter = torch.rand(len(batch.rays), device=self.device)
+        jitter = self.ranks.drawn(torch.rand, len(batch.rays), device=self.device)
         appearance, pose = self.model.appearance, self.model.pose
         embedding = None if appearance is None else appearance.embedding(batch.view)
         context = self.model.context(progress, True, background, jitter, self._extra_points(weight), embedding=embedding)
+        self.ranks.part_ways()
         if pose is not None and progress >= self.cfg.optim.pose_begin:
             batch = replace(batch, rays=pose.refine(batch.rays, batch.view, self.cfg.model.radius))
         output = self.model.render(batch.rays, context)
@@ -151,9 +156,15 @@ class RaySystem:
         if distractors is not None and batch.uv is not None:
             rgb = distractors.trusted(batch.view, batch.uv, truth, output.render.rgb, progress)
             output = replace(output, render=replace(output.render, rgb=rgb))
-        terms = weighted_terms(LossInputs(batch, truth, output, self.model, self.cfg.loss, context), weight)
+        inputs = LossInputs(batch, truth, output, self.model, self.cfg.loss, context)
+        terms = weighted_terms(inputs, weight)
+        self._counts = None if self.ranks.alone else value_counts(inputs)
         self._note(output, truth, context)
         return terms
+
+    def counts(self) -> dict[str, int]:
+        """Of how many values the terms of the last step are means, where that differs between processes (`systems/together.py`)."""
+        return {EVERY: self.stats.get("points", 0)} if self._counts is None else self._counts
 
     def photographed(self, render: Render, view: Tensor, background: Tensor) -> Render:
         """The render [R] with the exposure and white balance of photographs view [R]; a constant background [R, 3] is no part of them."""
@@ -168,7 +179,7 @@ class RaySystem:
         """[n, 3]; a learned background replaces it."""
         kind = self.cfg.model.background
         if kind == "random":
-            return torch.rand(n, 3, device=self.device)
+            return self.ranks.drawn(torch.rand, n, 3, device=self.device)
         return torch.full((n, 3), COLOURS.get(kind, 0.0), device=self.device)
 
     def _extra_points(self, weight: dict[str, float]) -> Tensor | None:
@@ -177,8 +188,8 @@ class RaySystem:
         n = self.cfg.loss.eikonal_points if needed else 0
         if not n:
             return None
-        direction = F.normalize(torch.randn(n, 3, device=self.device), dim=-1)
-        return direction * torch.rand(n, 1, device=self.device) ** (1 / 3) * self.cfg.model.radius
+        direction = F.normalize(self.ranks.drawn(torch.randn, n, 3, device=self.device), dim=-1)
+        return direction * self.ranks.drawn(torch.rand, n, 1, device=self.device) ** (1 / 3) * self.cfg.model.radius
 
     @torch.no_grad()
     def _note(self, output: RenderOutput, truth: Tensor, context: RenderContext) -> None:

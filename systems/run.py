@@ -25,6 +25,7 @@ from systems.cameras import align_held_out, refined, write_cameras
 from systems.eval_views import evaluate_whole
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
+from systems.parallel import NoFolder, refuse, restarted, start
 from systems.placement import metres_per_unit, scale_from_distance
 from systems.report import report_run
 from systems.trainer import Trainer
@@ -52,7 +53,9 @@ class Job:
 
 def prepare(config: str | None, resume: str | None, overrides: list[str], preset: str | None = None) -> Job:
     """The job that the command line describes. A checkpoint brings its own config; overrides may change what a preset sets."""
+    ranks = start()
     state, path, saved = None, None, None
+    resume = resume or left_behind(config, overrides)
     if resume:
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
@@ -65,9 +68,18 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
     if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout
         fixed.append(f"dataset.name={recognise(cfg.dataset)}")
     if cfg.seed is None:
-        fixed.append(f"seed={secrets.randbelow(2**31)}")
+        fixed.append(f"seed={int(ranks.from_first([secrets.randbelow(2**31)])[0])}")
     load = partial(load_config, config, fixed, saved)
     return Job(load(), load, state, path)
+
+
+def left_behind(config: str | None, overrides: list[str]) -> str | None:
+    """The run folder to go on in, where torchrun starts the processes again: that of trainer.trial_name, once it has a checkpoint."""
+    if not restarted():
+        return None
+    cfg = load_config(config, overrides)
+    folder = Path(cfg.trainer.outputs_dir) / cfg.name / (cfg.trainer.trial_name or "")
+    return str(folder) if cfg.trainer.trial_name and (folder / "ckpt/last.pt").is_file() else None
 
 
 def photographs(config: str | None, photos: str, masks: str | None, overrides: list[str]) -> list[str]:
@@ -77,6 +89,7 @@ def photographs(config: str | None, photos: str, masks: str | None, overrides: l
     """
     from process_data.sfm import reconstruct, scene_folder
 
+    refuse("--photos")
     given = [word.split("=", 1)[1] for word in overrides if word.startswith("dataset.root_dir=")]
     scene = Path(given[-1]) if given else scene_folder(Path(photos))
     overrides = [*overrides, f"dataset.root_dir={scene}"]
@@ -96,16 +109,18 @@ def auto_masks(config: str | None, overrides: list[str], model: str | None = Non
     """`--auto-mask`: masks/ for the scene of the config; model, norm: `--mask-model`, `--mask-norm`."""
     from process_data.automask import write_masks
 
+    refuse("--auto-mask")
     write_masks(load_config(config, overrides).dataset, log, model, norm or "imagenet")
 
 
-def run_folder(cfg: Config, resume: Path | None) -> RunFolder:
+def run_folder(cfg: Config, resume: Path | None, writes: bool = True) -> RunFolder:
     """The folder a checkpoint lies in goes on; else outputs/<name>/<trial>."""
+    kind = RunFolder if writes else NoFolder
     if resume is not None and resume.parent.name == "ckpt":
-        return RunFolder(resume.parent.parent)
+        return kind(resume.parent.parent)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     trial = cfg.trainer.trial_name or (f"{cfg.tag}@{stamp}" if cfg.tag else stamp)
-    return RunFolder(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
+    return kind(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
 
 
 def fit_to_scene(job: Job, scene: Scene) -> Config:
@@ -162,24 +177,33 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
     view: port of a page that shows the training. whole: the test is at full size, however long it takes, with LPIPS where its weights are
     here, and ends in a table.
     """
-    cfg, state, path = job.cfg, job.state, job.path
-    threads = setup_threads(cfg.trainer.threads)
-    device = pick_device(cfg.trainer.device)
-    run = run_folder(cfg, path)
+    cfg, state, path, ranks = job.cfg, job.state, job.path, start()
+    if view is not None:
+        refuse("--view")
+    if not (train or ranks.first):  # test and mesh are the work of one process
+        return 0
+    threads = setup_threads(ranks.threads(cfg.trainer.threads))
+    device = ranks.device(cfg.trainer.device) if train else pick_device(cfg.trainer.device)
+    run = run_folder(cfg, path, ranks.first)
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
-        scene = load_scene(cfg.dataset, cfg.model.radius)
+        scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)
         scene = trained_frame(scene, run) if state else scene
         cfg = fit_to_scene(job, scene) if train and not state else cfg
         if train:
             run.record_source(to_yaml(cfg))
-            record_scene(scene, cfg, run)
-            trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device)
+            if ranks.first:
+                record_scene(scene, cfg, run)
+            ranks.check_same([*scene.to_world.flatten().tolist(), float(len(scene.train))], "the scene")
+            trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device, ranks)
             if state and path:
                 trainer.load(state, path)
                 log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
-            with live_view(trainer, view):
+            with live_view(trainer, view if ranks.first else None):
                 complete = trainer.train()
+            ranks.leave()
+            if not ranks.first:
+                return 0 if complete else 128 + trainer.stop_signal
             if not complete:
                 log.info("stopped at step %d; go on with: python run.py --train --resume %s", trainer.clock.step, run.root)
                 return 128 + trainer.stop_signal
@@ -219,6 +243,7 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
     """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder. The photographs are not needed."""
     from systems.relight import relight
 
+    refuse("--relight")
     job = prepare(None, resume, overrides)
     cfg, state, path = job.cfg, job.state, job.path
     assert state is not None and path is not None

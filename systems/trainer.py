@@ -18,6 +18,8 @@ from process_data.rays import ray_loader
 from systems.base import RaySystem
 from systems.graph import ROOM, StepGraph
 from systems.optim import Average, Scheduler, make_optimizer
+from systems.parallel import ALONE, Ranks
+from systems.together import Together
 from systems.validate import Validator
 from utils import checkpoint
 from utils.device import choose
@@ -35,17 +37,22 @@ class Clock:
 
     step: int = 0
     seconds: float = 0.0
+    agreed: float | None = None  # of several processes: the seconds of the first, as all know them
 
     def progress(self, cfg: Config) -> float:
-        minutes = cfg.trainer.max_minutes
-        return min(1.0, max(self.step / cfg.trainer.max_steps, self.seconds / (60 * minutes) if minutes else 0.0))
+        minutes, seconds = cfg.trainer.max_minutes, self.seconds if self.agreed is None else self.agreed
+        return min(1.0, max(self.step / cfg.trainer.max_steps, seconds / (60 * minutes) if minutes else 0.0))
 
 
 class Trainer:
-    """Drives a system over the rays of a scene; checkpoints hold all that a bitwise equal continuation needs."""
+    """Drives a system over the rays of a scene; checkpoints hold all that a bitwise equal continuation needs.
 
-    def __init__(self, system: RaySystem, scene: Scene, cfg: Config, run: RunFolder, device: torch.device):
+    ranks: the processes that train it together, each with this many rays; the first of them logs, saves and validates.
+    """
+
+    def __init__(self, system: RaySystem, scene: Scene, cfg: Config, run: RunFolder, device: torch.device, ranks: Ranks = ALONE):
         self.system, self.scene, self.cfg, self.run, self.device = system, scene, cfg, run, device
+        self.ranks = system.ranks = ranks
         system.prepare(scene)
         self.optimizer = make_optimizer(system.param_groups(), cfg.optim, device, choose("optimizer", "auto", device))
         self.scheduler = Scheduler(self.optimizer, cfg.optim)
@@ -64,6 +71,7 @@ class Trainer:
         self.graph: StepGraph | None = None
         self.stop_signal = 0
         self.between: list[Callable[[], None]] = []  # called after each step; their time is no training time
+        self.together = Together(self)
 
     def train(self) -> bool:
         """Train to the end of the run; False when a signal stopped it (a checkpoint is then written)."""
@@ -72,9 +80,11 @@ class Trainer:
             began = time.perf_counter()
             self.system.begin(self.scene)
             self.clock.seconds = time.perf_counter() - began
-        with self._signals(), self._bar() as self.bar:
+        with self._signals(), self._bar() as self.bar, self.together.guarded():
+            self.together.align()
             while self.progress < 1 and not self.stop_signal:
                 began = time.perf_counter()
+                self.together.begin()
                 self.system.before_step(self.clock.step, self.progress)
                 n_rays = self.graph.step() if self.graph else self.attempt(next(self.batches))
                 self.clock.step += 1
@@ -89,14 +99,16 @@ class Trainer:
             self.graph.close()
         if not self.stop_signal:
             self.average.take()
-        self.save()
+        if self.ranks.first:
+            self.save()
         return not self.stop_signal
 
     def prepare(self) -> None:
         """Batches from the step in hand on; on CUDA steps as a graph, where the system can hold its shapes."""
         self.batches = self._batches()
         room = int(ROOM * self.cfg.trainer.target_samples)
-        graphed = self.cfg.trainer.graph and self.device.type == "cuda" and self.system.hold(room)
+        possible = self.cfg.trainer.graph and self.device.type == "cuda" and self.ranks.alone  # several exchange numbers within a step
+        graphed = possible and self.system.hold(room)
         self.graph = StepGraph(self) if graphed else None
 
     def attempt(self, batch: RayBatch) -> int:
@@ -106,6 +118,7 @@ class Trainer:
             self.update(batch, self.progress)
             done = True
         if not done:  # not in an `except`, where the traceback still holds the step's tensors
+            self.together.out_of_memory()
             self.forget()
             self._halve_rays()
         elif not self.system.held:
@@ -129,15 +142,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", enabled=self.amp):
             terms = self.system.losses(batch, progress)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = torch.stack(list(self.together.weigh(terms).values())).sum()
         if self.scaler.is_enabled():  # CUDA: what is not finite is found and left out on the device, and read later
             self.scaler.scale(loss).backward(1 + 0 * loss.detach())  # a loss that is not finite makes every gradient so
+            self.together.gather(loss)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.terms = {name: value.detach() for name, value in terms.items()}
             return
         loss.backward()
-        if self._finite(loss):
+        if self._finite(self.together.gather(loss)):
             self.optimizer.step()
             self.skipped_in_row = 0
         else:
@@ -186,8 +200,9 @@ class Trainer:
     def _batches(self) -> Iterator[RayBatch]:
         cfg = self.cfg
         self.loader = ray_loader(
-            self.scene, self.seed, self.clock.step, lambda: self.n_rays, cfg.model.radius, self.device, cfg.dataset.clean_edges
-        )
+            self.scene, self.seed, self.clock.step, lambda: self.n_rays, cfg.model.radius, self.device, cfg.dataset.clean_edges,
+            (self.ranks.rank, self.ranks.world),
+        )  # fmt: skip
         return iter(self.loader)
 
     @property
@@ -197,14 +212,14 @@ class Trainer:
     def _after_step(self, n_rays: int, seconds: float) -> None:
         cfg = self.cfg.trainer
         began = time.perf_counter()
-        look, logged = self.clock.step % LOOK == 0, self.clock.step % cfg.log_every == 0 and bool(self.terms)
+        look, logged = self.clock.step % LOOK == 0, self.clock.step % cfg.log_every == 0 and bool(self.terms) and self.ranks.first
         if look:
             self._look_for_skipped()
         terms = {f"loss/{k}": float(v) for k, v in self.terms.items()} if logged else {}
         stats = {k: float(v) for k, v in self.system.stats.items()} if logged else {}
         waited = time.perf_counter() - began  # for steps that were handed to the device and counted as nothing
         self.clock.seconds += waited
-        self._measure(n_rays, seconds + waited, look or logged or not self.graph)
+        self._measure(n_rays * self.ranks.world, seconds + waited, look or logged or not self.graph)
         if logged:
             loss = sum(terms.values())
             values = {**terms, "loss": loss, **stats, **self.system.slow_stats(self.progress)}
@@ -219,8 +234,9 @@ class Trainer:
             shown = " ".join(f"{key} {stats[key]:.1f}" for key in self.system.shown)
             self.bar.set_postfix_str(f"loss {loss:.4f} {shown} rays/s {self.rate:.0f} step {self.clock.step}")
         self.bar.update(round(1000 * self.progress) - self.bar.n)
-        self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
-        self._maybe_save()
+        if self.ranks.first:
+            self.validator.maybe(self.clock.step, self.clock.seconds, self.progress)
+            self._maybe_save()
 
     def _measure(self, n_rays: int, seconds: float, waited: bool) -> None:
         """Take a step into the mean `rate`; with a graph only where the host has waited, the time between is not that of the steps."""
@@ -240,14 +256,19 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         layout = "{desc} {percentage:5.1f}%|{bar:20}| {elapsed}<{remaining} {postfix}"
-        return tqdm(total=1000, initial=round(1000 * self.progress), desc="train", bar_format=layout, dynamic_ncols=True, mininterval=0.5)
+        return tqdm(
+            total=1000, initial=round(1000 * self.progress), desc="train", bar_format=layout, dynamic_ncols=True, mininterval=0.5,
+            disable=not self.ranks.first,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _signals(self):
-        """SIGINT and SIGTERM end the loop after the step in hand."""
+        """SIGINT and SIGTERM end the loop after the step in hand, of several processes in all alike."""
 
         def stop(number: int, _frame) -> None:
-            self.stop_signal = number
+            self.together.caught = number
+            if self.ranks.alone:
+                self.stop_signal = number
 
         old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
