@@ -20,7 +20,7 @@ from utils.device import setup_threads
 from utils.log import RunFolder, setup_logging
 
 EXACT = [  # terms that need no random numbers but those all processes share
-    "trainer.n_rays=48", "loss.curvature=0.05", "loss.sparsity=0.02", "loss.points=0.1", "loss.opaque=0.05", "loss.distortion=0.01",
+    "trainer.n_rays=48", "loss.curvature=0.001", "loss.sparsity=0.02", "loss.points=0.1", "loss.opaque=0.05", "loss.distortion=0.01",
     "model.sdf.normals=finite", "model.sdf.eps=0.1", "model.background=random", "dataset.apply_mask=true", "trainer.threads=1",
 ]  # fmt: skip
 
