@@ -8,6 +8,8 @@ import contextlib
 import functools
 import logging
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +43,7 @@ class Ranks:
         self.rank, self.world, self.local, self.local_world = rank, world, local, local_world
         self.cards: dist.ProcessGroup | None = None  # of the devices, where it is not that of the hosts
         self.sent = 0  # bytes this process has given to sums and copies
+        self.again = False  # torchrun has started the processes anew (--max-restarts)
         self._own = 0
 
     @property
@@ -167,7 +170,7 @@ def _lost(world: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rpartition("] ")[2][:80]
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0][:100]
         raise Lost(f"one of the {world} processes of this run has ended or cannot be reached ({reason})") from None
 
 
@@ -178,18 +181,45 @@ def start() -> Ranks:
     if world == 1:
         return ALONE
     rank, local, local_world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    ranks = Ranks(rank, world, local, local_world)
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # as this host has counted
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+        again |= not rank and store.add("neus/starts", 1) > 1
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore(_meet(store, rank, world), store), rank=rank, world_size=world, timeout=PATIENCE
+        )
+        ranks.again = ranks.sums([float(again)])[0] > 0
     except RuntimeError as error:
         raise UserError(f"the {world} processes of this run do not find each other ({str(error).splitlines()[0][:120]})") from None
     if rank:
         log.setLevel(logging.ERROR)
-    return Ranks(rank, world, local, local_world)
+    return ranks
 
 
-def restarted() -> bool:
-    """Whether torchrun has started these processes again after one had ended (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def _meet(store: dist.Store, rank: int, world: int) -> str:
+    """A name for this start of the processes alone. torchrun's store outlives a restart, and with it the addresses of those that are
+    gone, to which gloo would wait to be connected.
+
+    The first process answers what the others have just made up, which cannot be left over, until each has heard it.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"neus/hello/{rank}", own)
+        store.wait([f"neus/welcome/{own}"], PATIENCE)
+        name = store.get(f"neus/welcome/{own}").decode()
+        store.set(f"{name}/heard/{rank}", "")
+        return name
+    silent = set(range(1, world))
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while silent and time.monotonic() < until:
+        silent -= {r for r in silent if store.check([f"{own}/heard/{r}"])}
+        for r in (r for r in silent if store.check([f"neus/hello/{r}"])):
+            store.set(f"neus/welcome/{store.get(f'neus/hello/{r}').decode()}", own)
+        time.sleep(0.02)
+    if silent:
+        raise RuntimeError(f"no word of {', '.join(str(r) for r in sorted(silent))} in {PATIENCE}")
+    return own
 
 
 def refuse(flag: str) -> None:

@@ -25,7 +25,7 @@ from systems.cameras import align_held_out, refined, write_cameras
 from systems.eval_views import evaluate_whole
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
-from systems.parallel import NoFolder, refuse, restarted, start
+from systems.parallel import NoFolder, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
 from systems.report import report_run
 from systems.trainer import Trainer
@@ -55,7 +55,7 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
     """The job that the command line describes. A checkpoint brings its own config; overrides may change what a preset sets."""
     ranks = start()
     state, path, saved = None, None, None
-    resume = resume or left_behind(config, overrides)
+    resume = resume or (left_behind(config, overrides) if ranks.again else None)
     if resume:
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
@@ -74,9 +74,7 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
 
 
 def left_behind(config: str | None, overrides: list[str]) -> str | None:
-    """The run folder to go on in, where torchrun starts the processes again: that of trainer.trial_name, once it has a checkpoint."""
-    if not restarted():
-        return None
+    """The run folder to go on in, where torchrun has started the processes anew: that of trainer.trial_name, once it has a checkpoint."""
     cfg = load_config(config, overrides)
     folder = Path(cfg.trainer.outputs_dir) / cfg.name / (cfg.trainer.trial_name or "")
     return str(folder) if cfg.trainer.trial_name and (folder / "ckpt/last.pt").is_file() else None

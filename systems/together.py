@@ -5,6 +5,7 @@ mean over something else (samples, points) counts by its number of values, which
 """
 
 import contextlib
+import logging
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from systems.losses import LossInputs
 from systems.parallel import Lost
 from utils.errors import UserError
 
+log = logging.getLogger("neus")
 if TYPE_CHECKING:
     from systems.trainer import Trainer
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 COUNTED = ("curvature", "eikonal", "interlevel", "occlusion", "points", "sparsity")
 EVERY = "*"  # all terms of a system that leaves rays out (material)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+COMPARE = 1024  # steps between looks at whether all processes still have the same weights
 BEGUN, WEIGHED, AGREED, REFUSED = range(4)  # how far a step is: its exchanges, and whether it will be taken
 
 
@@ -80,11 +83,25 @@ class Together:
 
     def begin(self) -> None:
         """At the start of a step."""
-        t = self.trainer
+        t, sampler = self.trainer, self.trainer.system.model.sampler
+        if self.ranks.alone:
+            return
         self.done = BEGUN
         self.ranks.begin(t.seed, t.clock.step)
-        if not self.ranks.alone and t.system.due(t.clock.step):
-            self.before = {name: value.clone() for name, value in t.system.model.sampler.state_dict().items()}
+        if sampler is not None and sampler.due(t.clock.step):
+            self.before = {name: value.clone() for name, value in sampler.state_dict().items()}
+        if t.clock.step % COMPARE == 0:
+            self._keep_alike()
+
+    def _keep_alike(self) -> None:
+        """Copy the first process's weights, moments and grid where they differ, as they may once devices of two kinds round differently."""
+        t = self.trainer
+        moments = [v for state in t.optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.dim()]
+        tensors = [*t.system.model.state_dict().values(), *moments]
+        own = torch.stack([v.detach().double().sum() for v in tensors]).tolist()
+        if self.ranks.sums([float(self.ranks.from_first(own) != own)])[0]:
+            log.warning("step %d: the processes have drifted apart; all take the weights of the first", t.clock.step)
+            self.ranks.copy_first(tensors)
 
     def weigh(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms as parts of the mean loss over the processes: their sum over these is the loss of all rays."""
@@ -148,14 +165,14 @@ class Together:
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """When another process is lost, the first writes a checkpoint of the last whole step."""
-        t = self.trainer
+        t, sampler = self.trainer, self.trainer.system.model.sampler
         try:
             yield
         except Lost as error:
             if not self.ranks.first:
                 raise
-            if t.system.due(t.clock.step) and self.before:  # the step that did not come about has refreshed the sampler already
-                t.system.model.sampler.load_state_dict(self.before)
+            if sampler is not None and self.before and sampler.due(t.clock.step):  # refreshed already for the step that is lost
+                sampler.load_state_dict(self.before)
             t.save()
             again = f"torchrun --nproc_per_node={self.ranks.local_world} run.py --train --resume {t.run.root}"
             raise UserError(f"{error}; step {t.clock.step} is saved, go on with: {again}") from None

@@ -12,6 +12,7 @@ import torch
 
 import run
 from process_data.load import load_scene
+from systems import together
 from systems.build import build_system
 from systems.parallel import ALONE, Ranks, start
 from systems.trainer import Trainer
@@ -61,6 +62,7 @@ def gradients(scene, out, ranks: Ranks) -> None:
 
 def troubles(scene, out, ranks: Ranks) -> None:
     """A short run in which something happens to one process after the other; the last ends it."""
+    together.COMPARE = 9
     words = ["trainer.target_samples=1500", "trainer.max_steps=100", "trainer.max_minutes=10", "model.occupancy.every=2"]
     t = make(scene, out, *words, ranks=ranks, name=f"trouble{ranks.rank}")
     rows: list[tuple] = []
@@ -68,6 +70,9 @@ def troubles(scene, out, ranks: Ranks) -> None:
 
     def troubled(batch, progress):
         step = t.clock.step
+        if (step, ranks.rank) == (7, 1):  # until step 9
+            with torch.no_grad():
+                t.system.model.variance.v.add_(1e-4)
         if (step, ranks.rank) == (6, 1):
             raise torch.OutOfMemoryError("before the exchange of the counts")
         terms = losses(batch, progress)
