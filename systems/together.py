@@ -170,7 +170,7 @@ class Together:
             yield
         except Lost as error:
             if not self.ranks.first:
-                raise
+                raise UserError(f"{error}; the first process saves what it can, go on from its last checkpoint with --resume") from None
             if sampler is not None and self.before and sampler.due(t.clock.step):  # refreshed already for the step that is lost
                 sampler.load_state_dict(self.before)
             t.save()
