@@ -12,11 +12,12 @@ import trimesh
 from confs.load import load_config
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
+from run import main
 from systems import mesh_eval
 from systems.export import compare_with_truth, export_mesh
 from systems.material import find_mesh
 from systems.placement import scale_from_distance
-from systems.run import evaluate_files, measured, record_scene, trained_frame
+from systems.run import measured, record_scene, trained_frame
 from tests import formats
 from tests.scenes import AXES
 from utils.errors import UserError
@@ -205,7 +206,7 @@ def test_meshes_are_compared_in_the_world(folder, tmp_path, monkeypatch, caplog)
     seen = []
     monkeypatch.setattr(mesh_eval, "evaluate_mesh", lambda a, b: seen.extend([a, b]))
     monkeypatch.setattr(mesh_eval, "report", lambda result: "")
-    assert evaluate_files(str(run / "mesh/mesh.ply"), str(folder / "gt_mesh.ply")) == 0
+    assert main(["--eval", str(run / "mesh/mesh.ply"), "--gt", str(folder / "gt_mesh.ply")]) == 0
     np.testing.assert_allclose(seen[0].vertices, mesh.vertices, atol=1e-4)
     np.testing.assert_allclose(seen[1].vertices, truth.vertices, atol=1e-4)
 
