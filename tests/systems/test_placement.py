@@ -13,7 +13,7 @@ from confs.load import load_config
 from process_data.load import load_scene
 from process_data.normalize import similarity_parts
 from run import main
-from systems import mesh_eval
+from systems import eval_command
 from systems.export import compare_with_truth, export_mesh
 from systems.material import find_mesh
 from systems.placement import scale_from_distance
@@ -204,9 +204,13 @@ def test_meshes_are_compared_in_the_world(folder, tmp_path, monkeypatch, caplog)
     mesh, _, _, scene, cfg, run = exported(folder, tmp_path, "export.metres_per_unit=0.01")
     assert compare_with_truth(mesh, scene, cfg, run)["chamfer"] < 0.02
     seen = []
-    monkeypatch.setattr(mesh_eval, "evaluate_mesh", lambda a, b: seen.extend([a, b]))
-    monkeypatch.setattr(mesh_eval, "report", lambda result: "")
-    assert main(["--eval", str(run / "mesh/mesh.ply"), "--gt", str(folder / "gt_mesh.ply")]) == 0
+
+    def evaluated(a, b, *_, **__):
+        seen.extend([a, b])
+        raise UserError("seen")
+
+    monkeypatch.setattr(eval_command, "evaluate_mesh", evaluated)
+    assert main(["--eval", str(run / "mesh/mesh.ply"), "--gt", str(folder / "gt_mesh.ply")]) == 2
     np.testing.assert_allclose(seen[0].vertices, mesh.vertices, atol=1e-4)
     np.testing.assert_allclose(seen[1].vertices, truth.vertices, atol=1e-4)
 
