@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable
@@ -19,15 +18,11 @@ from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.normalize import in_frame
 from process_data.preview import scene_picture
-from systems.budget import FLOOR, allowance
 from systems.build import build_system, restore_system
-from systems.cameras import align_held_out, refined, write_cameras
-from systems.eval_views import evaluate_whole
-from systems.evaluate import evaluate, video
-from systems.export import compare_with_truth
+from systems.cameras import refined
+from systems.finish import Wanted, finish
 from systems.parallel import NoFolder, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
-from systems.report import report_run
 from systems.trainer import Trainer
 from systems.view import live_view, look
 from utils import checkpoint
@@ -219,19 +214,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
             system = restore_system(cfg, device, state, path, scene)
             system.prepare(scene)
         trained = trainer.clock.seconds if train else float(state["trained_seconds"] if state else 0)
-        allowed, began = allowance(trained, cfg.trainer.test_share), time.perf_counter()
-        fitted = align_held_out(system, scene, cfg) if test else {}
-        scene = refined(system, scene)
-        if system.model.pose is not None:
-            write_cameras(scene, run)
-        if test:
-            (evaluate_whole if whole else evaluate)(system, scene, cfg, run, device, math.inf if whole else allowed, fitted)
-        if mesh:
-            compare_with_truth(system.export(scene, run), scene, cfg, run)
-        if test and film:
-            left = 2 * allowed - (time.perf_counter() - began)  # the mesh takes its time out of the video's
-            video(system, scene, cfg, run, device, min(allowed, max(left, FLOOR)))
-        report_run(run, scene)
+        finish(system, scene, cfg, run, device, trained, Wanted(test, mesh, film, whole))
         return 0
     finally:
         run.close()

@@ -13,6 +13,7 @@ from confs.load import load_config
 from process_data.rays import view_rays
 from systems import budget
 from systems import evaluate as evaluation
+from systems import finish as finishing
 from systems import run as commands
 from systems import validate as validation
 from systems.budget import FLOOR, allowance, fitting_scale, plan_video, probe_scale
@@ -183,3 +184,29 @@ def test_light_of_vertices_comes_from_inside_the_photographs(scene):
     model = SimpleNamespace(local=x, normals=x / 0.2, trace=lambda o, d: SimpleNamespace(found=free.found.new_zeros(len(o))))
     light = vertex_radiance(model, Scene(**{**vars(scene), "images": bright, "train": (0, 1)}), False)
     np.testing.assert_allclose(light, 1.0)
+
+
+def test_what_follows_a_training_takes_a_share_of_it(monkeypatch, tmp_path, caplog):
+    """600 s of training: 100 s each for test and video. The fit of the cameras comes out of the test's time, a slow mesh out of the video's."""
+    clock, given = SimpleNamespace(now=0.0), {}
+    monkeypatch.setattr(finishing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def passing(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(finishing, "align_held_out", lambda *_: passing(20))
+    monkeypatch.setattr(finishing, "evaluate", lambda *args: (given.update(test=args[5]), passing(70)))
+    monkeypatch.setattr(finishing, "compare_with_truth", lambda *_: passing(60))
+    monkeypatch.setattr(finishing, "video", lambda *args: given.update(video=args[5]))
+    monkeypatch.setattr(finishing, "report_run", lambda *_: given.update(report=True))
+    monkeypatch.setattr(finishing, "refined", lambda system, scene: scene)
+    system = SimpleNamespace(model=SimpleNamespace(pose=None), export=lambda *_: None)
+    cfg = load_config(None, ["dataset.name=dtu"])
+    run = SimpleNamespace(root=tmp_path)
+    with caplog.at_level(logging.INFO, "neus"):
+        finishing.finish(system, None, cfg, run, CPU, 600.0, finishing.Wanted(True, True))
+    assert given["test"] == pytest.approx(80, abs=0.1) and given["video"] == pytest.approx(50, abs=0.1) and given["report"]
+    assert "test, mesh, video and report, in about 200 s" in caplog.text and "done in 150 s" in caplog.text
+    given.clear()
+    finishing.finish(system, None, cfg, run, CPU, 600.0, finishing.Wanted(False, True))
+    assert set(given) == {"report"}
