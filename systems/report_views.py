@@ -16,7 +16,7 @@ WITHOUT_MAPS = ("neus", "nerf")  # methods whose sheets have one row, also where
 # key of test/metrics.json, name, unit, decimals
 NUMBERS = (
     ("psnr", "PSNR", "dB", 2), ("ssim", "SSIM", "", 4), ("psnr_cc", "PSNR, colour-corrected", "dB", 2),
-    ("psnr_masked", "PSNR inside the masks", "dB", 2),
+    ("psnr_masked", "PSNR inside the masks", "dB", 2), ("lpips", "LPIPS", "", 4),
 )  # fmt: skip
 
 
