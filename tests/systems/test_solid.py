@@ -9,6 +9,7 @@ import torch
 import trimesh
 
 from confs.load import load_config
+from confs.schema import MESH_FORMATS
 from process_data.load import load_scene
 from systems import surface as surface_module
 from systems.export import export_mesh
@@ -19,6 +20,7 @@ from tests.scenes import AXES
 from utils.errors import UserError
 from utils.log import RunFolder
 from utils.mesh import cull_by_masks, cull_unseen, load_mesh
+from utils.mesh_files import WRITERS
 from utils.rays import Cameras
 
 manifold3d = pytest.mark.skipif(not __import__("importlib").util.find_spec("manifold3d"), reason="manifold3d is not installed")
@@ -228,6 +230,7 @@ def test_a_closure_that_fails_is_said(tiny_scene, tmp_path, monkeypatch, caplog)
 
 
 def test_the_options_are_checked():
+    assert {f".{name}" for name in MESH_FORMATS} == set(WRITERS)
     for words, message in (
         ("export.formats=[stp]", "export.formats: must be a list of ply, obj, stl, 3mf, glb"),
         ("export.cut_ground=maybe", "export.cut_ground: must be auto, true or false"),
