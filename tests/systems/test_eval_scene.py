@@ -72,6 +72,17 @@ def test_what_is_hidden_is_not_seen(judge):
 
 
 @needs_warp
+def test_a_bead_smaller_than_a_pixel_hides_what_lies_behind_it(judge):
+    mesh = ellipsoid()
+    top = np.argmax(np.asarray(mesh.vertices)[:, 2])
+    point, normal = np.asarray(mesh.vertices)[[top]], np.asarray(mesh.vertex_normals)[[top]]
+    cameras = judge.scene.cameras.c2w[:, :, 3].double().numpy() * SCALE + CENTER
+    beads = [trimesh.creation.icosphere(1, 0.03).apply_translation(0.8 * point[0] + 0.2 * camera) for camera in cameras]
+    assert judge.seen(mesh, point, normal).all()
+    assert not judge.seen(trimesh.util.concatenate([mesh, *beads]), point, normal).any()
+
+
+@needs_warp
 def test_the_command_line_judges_what_was_seen(tiny_scene, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(eval_command, "SAMPLES", 5000)
     truth, pred = ellipsoid(), ellipsoid(1.02)

@@ -32,7 +32,8 @@ def masked(scene):  # noqa: F811
 
 def test_full_size_with_every_figure(masked, run, monkeypatch, caplog):  # noqa: F811
     monkeypatch.setattr(evaluate, "UNMEASURED", 0)
-    monkeypatch.setattr(eval_views, "seconds_per_pixel", lambda size, picture: 400 / (2 * 120 * 90))
+    for module in (evaluate, eval_views):
+        monkeypatch.setattr(module, "seconds_per_pixel", lambda size, picture: 400 / (2 * 120 * 90))
     monkeypatch.setattr(eval_views, "load_lpips", lambda device: Half())
     with caplog.at_level(logging.INFO):
         result = evaluate_whole(Known(), masked, config(), run, CPU, allowed=1.0)

@@ -9,6 +9,8 @@ from systems.lpips import ALEXNET, CHANNELS, LAYERS, LINEAR, SCALE, SHIFT, Lpips
 
 SIZES = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
 
+PUBLISHED = 0.2496166
+
 
 def weights(fill=torch.zeros):
     """(AlexNet's state, the linear one); by default all 0."""
@@ -58,6 +60,18 @@ def test_all_layers_take_part():
         less = {**states[1], f"lin{i}.model.1.weight": torch.zeros(1, CHANNELS[i], 1, 1)}
         assert Lpips(states[0], less)(a, b) < whole
     assert Lpips(*states)(a, b, torch.ones(64, 70)) == pytest.approx(whole, rel=0.2)
+
+
+def wave(*shape, pace=0.37):
+    return torch.cos(torch.arange(int(np.prod(shape)), dtype=torch.float64) * pace).view(*shape).float() * 0.1
+
+
+def test_the_value_of_the_published_code():
+    """Of the module in torchmetrics 1.9.0 (net="alex"), with these weights and pictures."""
+    alexnet, linear = weights(wave)
+    linear = {key: value.abs() for key, value in linear.items()}
+    a, b = (0.5 + 4 * wave(70, 90, 3, pace=pace) for pace in (0.011, 0.012))
+    assert Lpips(alexnet, linear)(a, b) == pytest.approx(PUBLISHED, rel=1e-4)
 
 
 def test_weights_are_looked_for_and_never_downloaded(tmp_path, monkeypatch):

@@ -61,6 +61,20 @@ def test_view_metrics():
     assert got["psnr_cc"] >= got["psnr"] and got["psnr_cc_masked"] >= got["psnr_masked"]
 
 
+def test_ssim_inside_the_mask():
+    a, b = images(30, 40)
+    b[:, :20] = a[:, :20]
+    mask = torch.zeros(30, 40)
+    mask[:, :14] = 1
+    assert view_metrics(a, b, mask)["ssim_masked"] == pytest.approx(1) and view_metrics(a, b, mask)["ssim"] < 0.99
+    mask = torch.zeros(30, 40)
+    mask[5, 25] = 1  # one window: that of the 11 x 11 pixels around it
+    assert view_metrics(a, b, mask)["ssim_masked"] == pytest.approx(ssim(a[:11, 20:31], b[:11, 20:31]), abs=1e-12)
+    mask = torch.zeros(30, 40)
+    mask[:3] = 1  # no window lies inside the picture
+    assert view_metrics(a, b, mask)["ssim_masked"] is None and view_metrics(a, b)["ssim_masked"] is None
+
+
 def test_colour_correction_removes_exposure_and_white_balance():
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(40, 50, 3, generator=generator) * 0.8 + 0.1
