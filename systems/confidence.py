@@ -42,7 +42,7 @@ NOISE = 3 / 255  # standard deviation of grey below which a patch shows nothing
 NEAR, NEIGHBOURS = 4, 16  # pixels, and vertices at most, over which agreement is averaged
 RING = 6  # pixels, radius of the ring around a vertex
 EDGE_ON = 0.5  # cosine between normal and line of sight below which a surface may be the outline
-STEP = 1 << 15  # patches at once: sides of a picture that OpenCV samples are below this
+STEP = 30_000  # patches at once: OpenCV samples fewer than 2^15 rows
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def patches(x: np.ndarray, normal: np.ndarray, width: np.ndarray, views: np.ndar
     for row, i in enumerate(scene.train):
         picture = cv2.cvtColor(scene.image(i).numpy(), cv2.COLOR_RGB2GRAY)
         rank, which = np.nonzero(views == row)
-        for r, at in ((rank[k : k + STEP - 1], which[k : k + STEP - 1]) for k in range(0, len(which), STEP - 1)):
+        for r, at in ((rank[k : k + STEP], which[k : k + STEP]) for k in range(0, len(which), STEP)):
             middle, *ends = (project(p, scene.cameras.K[i], scene.cameras.c2w[i])[0] for p in (x[at], *(x[at] + t[at] for t in along)))
             du, dv = ((e - middle).astype(np.float32) for e in ends)
             u, v = (middle[:, None, k].astype(np.float32) + a * du[:, None, k] + b * dv[:, None, k] for k in (0, 1))

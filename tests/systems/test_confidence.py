@@ -91,6 +91,9 @@ def test_patches_lie_where_the_photographs_show_them():
     scene = scene_of((0, 0, 3), images=ramp)
     grey = confidence.patches(np.zeros((1, 3)), Z[None], np.array([0.03]), np.array([[0]]), scene)[0, 0] * 255
     assert grey.mean() == pytest.approx(99, abs=0.6) and grey.std() == pytest.approx(2 * 2**0.5, rel=0.15)
+    n = 33_000  # more than OpenCV samples at once
+    many = confidence.patches(np.zeros((n, 3)), np.tile(Z, (n, 1)), np.full(n, 0.03), np.zeros((1, n), int), scene)[0] * 255
+    assert (many == grey).all()
 
 
 def test_a_crease_is_where_the_solid_rises():
