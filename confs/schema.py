@@ -219,6 +219,9 @@ class ExportConfig:
     frame: Literal["auto", "world", "upright"] = "auto"  # upright: z up, the middle of the base at 0; auto: upright where the axes of the
     # world mean nothing (structure from motion), else world
     metres_per_unit: Optional[float] = None  # metres in a unit of the world: the mesh is written in metres; null: by markers, or not
+    texture: Any = "auto"  # also write mesh.glb and textured.obj, the mesh with the photographs on it: true, false, or auto (with glb)
+    texture_size: int = 0  # texels along a side of its picture; 0: 1024 to 8192, as fine as the photographs' pixels
+    texture_from: Literal["photos", "field"] = "photos"  # its colours: the photographs, sharp; or the trained field, smoother
 
     def __post_init__(self) -> None:
         check(
@@ -234,11 +237,21 @@ class ExportConfig:
             size_mm=(self.size_mm is None or 1e-3 <= self.size_mm <= 1e6, f"must lie in 0.001..1000000, got {self.size_mm}"),
             keep=(self.keep >= 0, f"must not be negative, got {self.keep}"),
             min_views=(self.min_views >= 0, f"must not be negative, got {self.min_views}"),
+            texture=(self.texture in (True, False, "auto"), f"must be auto, true or false, got {self.texture}"),
+            texture_size=(
+                self.texture_size == 0 or 64 <= self.texture_size <= 16384,
+                f"must be 0 (chosen) or lie in 64..16384, got {self.texture_size}",
+            ),
             metres_per_unit=(
                 self.metres_per_unit is None or 1e-9 < self.metres_per_unit < 1e9,
                 f"must be positive, got {self.metres_per_unit}",
             ),
         )
+
+    @property
+    def textured(self) -> bool:
+        """Whether a textured mesh is written."""
+        return "glb" in self.formats if self.texture == "auto" else bool(self.texture)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     simplified = time.perf_counter() - began_decimation
     if len(mesh.faces) < found:
         how.append(f"{found} faces simplified to {len(mesh.faces)}")
-    # a texture would be made here: the faces are final, vertices in the unit sphere's frame
     if cfg.export.colour:
         mesh = coloured(mesh, system, scene, device)
     mesh = transform(mesh, scene.to_world.numpy())
@@ -46,8 +45,11 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
         add_confidence(mesh, system, scene, cfg, run, device)
     placed = placement(mesh, scene, cfg)
     record_placement(placed, run)
-    # and a textured mesh written here: `placed.place(mesh)` is what the files hold
     names = write_formats(mesh, placed, cfg.export, run)
+    if cfg.export.textured:
+        from systems.texture import write_textured  # it needs the system's module, which needs this one
+
+        names += [path.name for path in write_textured(mesh, system, scene, cfg, run, device)]
     log.info(
         "mesh: %d vertices, %d faces (%s), %s -> %s: %s",
         *(len(mesh.vertices), len(mesh.faces), "; ".join(how), placed.words, run / "mesh", ", ".join(names)),

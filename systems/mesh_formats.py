@@ -46,9 +46,12 @@ def for_print(placed: trimesh.Trimesh, scale: float, units: str) -> trimesh.Trim
 
 
 def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run: RunFolder) -> list[str]:
-    """Write mesh/mesh.* of a mesh in the world; returns the names of the files. The units for printing go to the log and scene.json."""
+    """Write mesh/mesh.* of a mesh in the world; returns the names of the files. The units for printing go to the log and scene.json.
+
+    A .glb that is to have a texture is left to `systems/texture.py`.
+    """
     stands = placed.place(mesh)
-    names = ["ply", *(name for name in dict.fromkeys(e.formats) if name != "ply")]
+    names = ["ply", *(name for name in dict.fromkeys(e.formats) if name != "ply" and not (name == "glb" and e.textured))]
     for name in names:
         if name not in PRINT:
             save_mesh(stands, run / f"mesh/mesh.{name}")
