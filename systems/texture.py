@@ -20,12 +20,14 @@ from utils.atlas import Atlas, chart_atlas, spread, texels
 from utils.files import write_atomic
 from utils.gltf import Textured, glb, jpeg, mtl, obj, png
 from utils.log import RunFolder
-from utils.mesh import area_vectors, transform
+from utils.mesh import area_vectors, cross2, transform
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
 FILLED = 0.5  # share of the square that charts fill, about
 SIZES = (1024, 2048, 4096, 8192)  # of a texture whose size is chosen
+OVERSAMPLED = 1.25  # texels per pixel
+COARSEST = 0.25  # of the usual texels per length: what places have that no photograph shows
 GUTTER = 2.0  # texels around a chart that are coloured as its surface goes on there
 FINE = 60_000  # faces: a coarser mesh is divided for the weights of the views
 SMOOTH = 8  # rounds of smoothing the normals that choose the views
@@ -48,8 +50,10 @@ def write_textured(mesh: trimesh.Trimesh, system, scene: Scene, cfg: Config, run
         times += 1
     surface = divided(x, faces, times)
     vote = votes(photos, surface)
-    size = cfg.export.texture_size or chosen_size(surface, vote)
-    atlas = chart_atlas(np.asarray(local.vertices), np.asarray(local.faces), size)
+    density = face_density(surface, vote)
+    size = cfg.export.texture_size or chosen_size(surface, density)
+    own = density.view(len(faces), -1).amax(1).cpu().numpy()  # of the mesh's faces
+    atlas = chart_atlas(np.asarray(local.vertices), np.asarray(local.faces), size, own)
     index, face, weights = texels(atlas, GUTTER)
     on = finer(Texels(torch.from_numpy(face).to(device), torch.from_numpy(weights).to(device)), times)
     if cfg.export.texture_from == "field":
@@ -57,7 +61,7 @@ def write_textured(mesh: trimesh.Trimesh, system, scene: Scene, cfg: Config, run
     else:
         field = field_colours(surface, system, scene, device)
         fallback = levelled(field, vote, surface.faces)
-        colour = bake(photos, surface, on, vote, fallback, side=texel_side(surface, len(index)))
+        colour = bake(photos, surface, on, vote, fallback, texel_side(local, atlas))
     picture = spread((255 * colour).round().to(torch.uint8).cpu().numpy(), index, atlas.size)
     paths = _write(mesh, atlas, picture, scene, cfg, run)
     log.info(
@@ -103,16 +107,25 @@ def finer(on: Texels, times: int) -> Texels:
     return Texels(face, w)
 
 
-def texel_side(surface: Surface, n: int) -> float:
-    """Mean length of the side of n texels."""
-    return float((areas(surface).sum() / max(n, 1)).sqrt())
+def texel_side(mesh: trimesh.Trimesh, atlas: Atlas) -> float:
+    """Length of the side of a texel where they are fine: a tenth of the faces have finer ones."""
+    corner = atlas.uv[atlas.faces] * atlas.size
+    flat = np.abs(cross2(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]))
+    area = np.linalg.norm(area_vectors(np.asarray(mesh.vertices)[mesh.faces]), axis=1)
+    return float(np.sqrt(np.percentile(area[flat > 0] / flat[flat > 0], 10))) if (flat > 0).any() else 1.0
 
 
-def chosen_size(surface: Surface, vote: Votes) -> int:
-    """Side of the texture whose texels are about as fine as the pixels of the photograph that sees each place best."""
+def face_density(surface: Surface, vote: Votes) -> Tensor:
+    """[F] pixels per length of the photograph that sees a face best, not below COARSEST of the usual value."""
     density = vote.density[surface.faces].amax(1)
-    needed = float((areas(surface) * density.square()).sum() / FILLED) ** 0.5
-    return next((size for size in SIZES if size >= 0.9 * needed), SIZES[-1])
+    some = density[density > 0]
+    return density.clamp(min=COARSEST * float(some.median())) if len(some) else torch.ones_like(density)
+
+
+def chosen_size(surface: Surface, density: Tensor) -> int:
+    """Side of the texture whose texels are a little finer than the pixels of the photograph that sees each place best."""
+    needed = OVERSAMPLED * float((areas(surface) * density.square()).sum() / FILLED) ** 0.5
+    return next((size for size in SIZES if size >= 0.85 * needed), SIZES[-1])
 
 
 def unseen(surface: Surface, vote: Votes) -> float:

@@ -2,7 +2,8 @@
 
 Low frequencies are the mean over the views that see a point well, so that differences of exposure leave no seams; high frequencies come
 from the best view alone, so that small errors of the cameras blur nothing (after Burt and Adelson, 1983, and Allene et al., 2008). A view whose
-colours disagree with the median over the views, as where something passes before it or a highlight lies, counts little there.
+colours disagree with the median over the views, as where something passes before it or a highlight lies, counts little there, and so does
+one that is out of focus.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ BEST = 8  # views of a vertex that are kept
 LEAST = 0.1  # cosine between normal and line of sight below which a view says nothing
 SHARPNESS = 4  # power of the weights of the high frequencies
 TOLERANCE = 0.03  # difference from the median, of colours in [0, 1], that is always forgiven
+BLURRED = 0.1  # least weight of a view that is less sharp than another, and by that in proportion to its sharpness
 FALLBACK = 0.002  # weight of the field's colour, over that of the best view anywhere
-FADE = 0.02  # screening: the correction of the field's colours fades over 1 / sqrt(FADE) edges
+FADE = 0.002  # screening: what is continued into unseen parts fades over about 1 / sqrt(FADE) edges
+SEEN = 0.05  # weight of the views from which a vertex has the photographs' colour
 CHUNK = 1 << 19  # texels at once
 
 
@@ -70,6 +73,7 @@ class Votes:
     weights: Tensor  # [N, V] float16 in [0, 1]: quality times agreement; 0 where a view is not among the best of a vertex or its neighbours
     colour: Tensor  # [V, 3] weighted mean of the low frequencies, 0 where no view counts
     seen: Tensor  # [V] weight of the views; 0: none
+    glimpsed: Tensor  # [V] bool: in sight of a view, if only at the edge of something
     density: Tensor  # [V] pixels per unit of length in the best view, 0 where none
     unit: float  # quality that has weight 1
 
@@ -79,28 +83,30 @@ def votes(photos: Sequence[Photograph], surface: Surface) -> Votes:
     x, n, device = surface.x, len(surface.x), surface.x.device
     worth = torch.zeros(n, BEST, device=device)
     who = torch.full((n, BEST), -1, device=device)
-    colour = torch.full((n, BEST, 3), torch.nan, device=device)
+    colour, sharp = torch.full((n, BEST, 3), torch.nan, device=device), torch.zeros(n, BEST, device=device)
     grade = torch.zeros(len(photos), n, device=device)
+    glimpsed = torch.zeros(n, dtype=torch.bool, device=device)
     for i, photo in enumerate(photos):
         grade[i] = quality(photo, x, surface.normals)
-        part = torch.nonzero(grade[i] > worth.amin(1))[:, 0]
+        part = torch.nonzero((grade[i] > worth.amin(1)) | (~glimpsed & (grade[i] > 0)))[:, 0]
         if not len(part):
             continue
-        found, _, seen = look(photo, photo.layers(1.0), x[part])
+        found, seen = look(photo, photo.layers(1.0), x[part])
+        glimpsed[part] |= seen
         value = grade[i, part] * found[:, 6] * seen
         better = value > worth[part].amin(1)
         part, found, value = part[better], found[better], value[better]
         slot = worth[part].argmin(1)
-        worth[part, slot], who[part, slot], colour[part, slot] = value, i, found[:, 3:6]
+        worth[part, slot], who[part, slot], colour[part, slot], sharp[part, slot] = value, i, found[:, 3:6], found[:, 8]
     unit = float(grade.max().clamp(min=1e-12))
-    agree = agreement(colour)
+    agree = agreement(colour) * (sharp / sharp.amax(1, keepdim=True).clamp(min=1e-6)).clamp(min=BLURRED)
     matrix = smoother(surface.faces.cpu().numpy(), n)
     weights = _spread_votes(grade / unit, who, agree, matrix)
     share = (worth / unit).sqrt() * agree * (who >= 0)
     total = share.sum(1)
     mean = (share[..., None] * colour.nan_to_num()).sum(1) / total.clamp(min=1e-12)[:, None]
     density = worth.amax(1).sqrt()
-    return Votes(weights, mean, total, density, unit)
+    return Votes(weights, mean, total, glimpsed, density, unit)
 
 
 def agreement(colour: Tensor) -> Tensor:
@@ -146,7 +152,7 @@ def bake(photos: Sequence[Photograph], surface: Surface, texels: Texels, votes: 
             continue
         layers = photo.layers(float(side * photo.K[0, 0] / (surface.x[used] - photo.c2w[:, 3]).norm(dim=1).median()))
         for part in at.split(CHUNK):
-            found, _, seen = look(photo, layers, texels.of(surface.x, faces, part))
+            found, seen = look(photo, layers, texels.of(surface.x, faces, part))
             w = texels.of(weight[:, None], faces, part)[:, 0].clamp(min=0) * found[:, 6] * seen
             soft, best = w.sqrt(), w**SHARPNESS
             low[part] += soft[:, None] * found[:, 3:6]
@@ -161,19 +167,29 @@ def bake(photos: Sequence[Photograph], surface: Surface, texels: Texels, votes: 
 
 
 def levelled(field: Tensor, votes: Votes, faces: Tensor) -> Tensor:
-    """Colours of the field [V, 3], shifted to the photographs' where these see a vertex; the shift fades into what they do not see.
+    """Colours [V, 3] where no photograph counts: the field's [V, 3], shifted to the photographs' beside what these see.
 
-    It solves a screened Laplace equation on the mesh: no step where seen and unseen parts meet.
+    The field has learned nothing where no view looks; there it is the colours around, that fade to their mean. Both solve a screened Laplace
+    equation on the mesh: there is no step at the border.
     """
-    seen = (votes.seen > 0.05).cpu().numpy()
-    if seen.all() or not seen.any():
-        return torch.where((votes.seen > 0.05)[:, None], votes.colour, field)
-    shift = (votes.colour - field).double().cpu().numpy()
     matrix = smoother(faces.cpu().numpy(), len(field)).astype(np.float64)
-    hidden = ~seen
-    inner = matrix[hidden]
-    a = diags(np.full(int(hidden.sum()), 1 + FADE)) - inner[:, hidden]
-    right = inner[:, seen] @ shift[seen]
+    seen, glimpsed = ((part).cpu().numpy() for part in (votes.seen > SEEN, votes.glimpsed | (votes.seen > SEEN)))
+    photo, own = votes.colour.double().cpu().numpy(), field.double().cpu().numpy()
+    if not seen.any():
+        return field
+    colour = own + _fill(matrix, photo - own, seen, np.zeros(3))
+    colour = _fill(matrix, colour, glimpsed, photo[seen].mean(0))
+    return torch.from_numpy(colour).to(field)
+
+
+def _fill(matrix: csr_matrix, values: np.ndarray, known: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """Values [V, 3], those that are not known [V] replaced by a smooth continuation that fades to `rest` [3]."""
+    if known.all():
+        return values
+    inner = matrix[~known]
+    a = diags(np.full(int((~known).sum()), 1 + FADE)) - inner[:, ~known]
+    right = inner[:, known] @ values[known] + FADE * rest
+    filled = values.copy()
     for k in range(3):
-        shift[hidden, k] = cg(a, right[:, k], maxiter=300, rtol=1e-4)[0]
-    return field + torch.from_numpy(shift).to(field)
+        filled[~known, k] = cg(a, right[:, k], maxiter=300, rtol=1e-4)[0]
+    return filled

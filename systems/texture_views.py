@@ -15,7 +15,8 @@ from process_data.rays import view_rays
 from systems.base import cut_out
 from utils.rays import Cameras, Scene
 
-BLUR = 0.01  # of the longer side: sigma of the low frequencies, which are averaged over the views
+BLUR = 0.006  # of the longer side: sigma of the low frequencies, which are averaged over the views
+FINE = 1.2  # pixels: what a blur of this sigma takes away tells a sharp photograph from one out of focus
 EDGE = 4.0  # pixels from an edge at which a photograph counts in full; it does not count in the pixel beside one
 THIN = 0.02  # weight beside the edge of something nearer, so that thin parts have a colour at all
 JUMP = 6.0  # tangent of the steepest slope: a larger difference in depth between two pixels is an edge
@@ -34,22 +35,25 @@ class Photograph:
     exposure: Tensor  # [4, 3] colours of the photograph -> at the common exposure, affine
 
     def layers(self, blur: float) -> Tensor:
-        """[8, h, w]: colours, their low frequencies, margin, depth. blur: pixels per texel, above 1 where the photograph is finer."""
+        """[9, h, w]: colours, their low frequencies, margin, depth, sharpness. blur: pixels per texel, above 1 where the photograph is finer."""
         rgb = (self.rgb.float() / 255 @ self.exposure[:3] + self.exposure[3]).cpu().numpy()
         mask = np.ones(rgb.shape[:2], np.float32) if self.kept is None else self.kept.cpu().numpy().astype(np.float32)
-        low = blurred(rgb, mask, BLUR * max(mask.shape))
+        wide = BLUR * max(mask.shape)
+        low = blurred(rgb, mask, wide)
+        fine = np.abs(rgb - blurred(rgb, mask, FINE)).mean(2, keepdims=True)
+        sharp = blurred(fine, mask, 2 * wide)
         if blur > 1.2:
             rgb = blurred(rgb, mask, 0.5 * np.sqrt(blur**2 - 1))
-        stack = torch.from_numpy(np.concatenate([rgb, low], 2).transpose(2, 0, 1)).to(self.depth)
+        stack = torch.from_numpy(np.concatenate([rgb, low, sharp], 2).transpose(2, 0, 1)).to(self.depth)
         depth = torch.where(torch.isfinite(self.depth), self.depth, 1e6)
-        return torch.cat([stack, self.margin[None].to(self.depth) / 255, depth[None]])
+        return torch.cat([stack[:6], self.margin[None].to(self.depth) / 255, depth[None], stack[6:]])
 
 
 def blurred(rgb: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian mean [h, w, 3] of the colours where mask [h, w] is 1; the colours themselves where nothing is near."""
+    """Gaussian mean [h, w, C] of the colours where mask [h, w] is 1; the colours themselves where nothing is near."""
     size = (0, 0)
     weight = cv2.GaussianBlur(mask, size, sigma)[..., None]
-    mean = cv2.GaussianBlur(rgb * mask[..., None], size, sigma) / np.maximum(weight, 1e-6)
+    mean = cv2.GaussianBlur(rgb * mask[..., None], size, sigma).reshape(rgb.shape) / np.maximum(weight, 1e-6)
     return np.where(weight > 1e-3, mean, rgb).astype(np.float32)
 
 
@@ -110,10 +114,10 @@ def photograph(system, scene: Scene, cfg: Config, cameras: Cameras, view: int, t
     return Photograph(K, c2w, scene.image(view).to(device), torch.from_numpy(z.astype(np.float32)).to(device), weight, kept, exposure)
 
 
-def look(photo: Photograph, layers: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points x [P, 3] in a photograph: (its layers there [P, 8], depth along the axis [P], whether they are seen [P]).
+def look(photo: Photograph, layers: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Points x [P, 3] in a photograph: (its layers there [P, 9], whether they are in sight [P], if only at an edge).
 
-    A point is seen where the photograph shows it, its margin is not 0, and the mesh is not nearer by four pixels there.
+    A point is in sight where it lies in the picture and the mesh is not nearer by more than four pixels there.
     """
     local = (x - photo.c2w[:, 3]) @ photo.c2w[:, :3]
     z = local[:, 2]
@@ -123,5 +127,4 @@ def look(photo: Photograph, layers: Tensor, x: Tensor) -> tuple[Tensor, Tensor, 
     grid = uv * torch.tensor([2 / max(w - 1, 1), 2 / max(h - 1, 1)], device=x.device) - 1
     found = F.grid_sample(layers[None], grid.clamp(-2, 2)[None, None], align_corners=True, padding_mode="border")[0, :, 0].T
     inside = (z > 1e-6) & (grid.abs() <= 1).all(1)
-    tolerance = 4 * z / photo.K[0, 0]
-    return found, z, inside & (z < found[:, 7] + tolerance) & (found[:, 6] > 0)
+    return found, inside & (z < found[:, 7] + 4 * z / photo.K[0, 0])

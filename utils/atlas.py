@@ -43,9 +43,9 @@ def unwrap(vertices: np.ndarray, faces: np.ndarray, size: int) -> Atlas:
     return chart_atlas(vertices, faces, size)
 
 
-def chart_atlas(vertices: np.ndarray, faces: np.ndarray, size: int) -> Atlas:
-    """An atlas of the charts of `utils/charts.py`: some seconds for 200,000 faces; the same texels per length everywhere."""
-    flat = flatten(vertices, faces)
+def chart_atlas(vertices: np.ndarray, faces: np.ndarray, size: int, density: np.ndarray | None = None) -> Atlas:
+    """An atlas of the charts of `utils/charts.py`: some seconds for 200,000 faces. density [F]: as in `flatten`."""
+    flat = flatten(vertices, faces, density)
     corner, _ = pack(flat, size)
     n = len(vertices)
     key, first, split = np.unique(flat.chart[:, None] * n + faces, return_index=True, return_inverse=True)

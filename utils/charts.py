@@ -102,8 +102,11 @@ def _axes(direction: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(direction, x), direction], 1)
 
 
-def flatten(vertices: np.ndarray, faces: np.ndarray) -> Flat:
-    """Charts of a mesh, none of which covers itself (as far as a picture of it of 1024 pixels a side tells)."""
+def flatten(vertices: np.ndarray, faces: np.ndarray, density: np.ndarray | None = None) -> Flat:
+    """Charts of a mesh, none of which covers itself (as far as a picture of it of 1024 pixels a side tells).
+
+    density [F]: texels per length that the faces deserve, up to a factor; a chart has those of the faces that deserve most. None: all alike.
+    """
     triangles = np.asarray(vertices, np.float64)[faces]
     normals, pairs = area_vectors(triangles), neighbours(faces)
     part, label = segment(normals, pairs)
@@ -117,7 +120,14 @@ def flatten(vertices: np.ndarray, faces: np.ndarray) -> Flat:
         cut = np.isin(flat.chart, flat.chart[below])
         part = _parts(2 * flat.chart + below, pairs)
         flat, suspect = _project(triangles, normals, part, label), np.flatnonzero(cut)
-    return flat
+    return flat if density is None else _scaled(flat, np.linalg.norm(normals, axis=1), np.asarray(density, np.float64))
+
+
+def _scaled(flat: Flat, area: np.ndarray, density: np.ndarray) -> Flat:
+    """The charts scaled by their densities: the mean over their faces by area and density, which the dense ones decide."""
+    high, low = (np.bincount(flat.chart, area * density**power, flat.n) for power in (5, 4))
+    scale = high / np.maximum(low, 1e-300)
+    return Flat(flat.chart, flat.corner * scale[flat.chart, None, None], flat.depth)
 
 
 def _subset(flat: Flat, faces: np.ndarray) -> Flat:

@@ -41,7 +41,7 @@ class Painted:
     def __init__(self, x: np.ndarray, faces: np.ndarray, colour: np.ndarray, uv: np.ndarray | None = None):
         """colour: picture [T, T, 3] where uv [V, 2] (v downwards) is given, else [V, 3]; uint8."""
         self.tracer = MeshTracer(torch.tensor(x, dtype=torch.float32), torch.tensor(faces, dtype=torch.int64))
-        self.colour = torch.tensor(colour, dtype=torch.float32) / 255
+        self.colour = torch.tensor(np.ascontiguousarray(colour), dtype=torch.float32) / 255
         self.uv = None if uv is None else torch.tensor(uv, dtype=torch.float32)
 
     def colours(self, face: Tensor, weights: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def main() -> int:
     p.add_argument("--mesh", type=Path, help="the folder of mesh.glb and mesh.ply, where it is not RUN/mesh")
     p.add_argument("--pictures", type=Path, help="folder for the photograph, the field and the meshes side by side")
     p.add_argument("overrides", nargs="*", help="key=value")
-    args = p.parse_args()
+    args = p.parse_intermixed_args()
     return report(lambda: judge(args.run, args.mesh, args.pictures, args.overrides))
 
 
