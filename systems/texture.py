@@ -157,7 +157,7 @@ def from_field(surface: Surface, on: Texels, system, scene: Scene, device: torch
     parts = []
     for part in torch.arange(len(on.face), device=device).split(chunk):
         x = on.of(surface.x, surface.faces, part)
-        sight = ()
+        sight: tuple[Tensor, ...] = ()
         if towards is not None:
             d = torch.nn.functional.normalize(on.of(towards, surface.faces, part), dim=-1)
             sight = (d[:, None], torch.ones_like(d[:, :1]))

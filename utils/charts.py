@@ -139,7 +139,7 @@ def _project(triangles: np.ndarray, normals: np.ndarray, part: np.ndarray, label
     """Each part along its mean normal, or along its direction of DIRECTIONS where some face turns away from that."""
     n = int(part.max(initial=-1)) + 1
     mean = np.stack([np.bincount(part, normals[:, k], n) for k in range(3)], 1)
-    mean /= np.linalg.norm(mean, axis=1, keepdims=True).clip(1e-30)
+    mean = mean / np.linalg.norm(mean, axis=1, keepdims=True).clip(1e-30)
     given = np.zeros_like(mean)
     given[part] = DIRECTIONS[label]
     unit = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
