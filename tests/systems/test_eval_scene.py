@@ -13,6 +13,7 @@ from systems.eval_scene import LEAST_COSINE, load_judge
 from tests.conftest import needs_warp
 from tests.scenes import AXES, write_tiny_scene
 from utils.errors import UserError
+from utils.projection import project
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TOOL = SHARED / "tools" / "eval_mesh.py"
@@ -79,6 +80,18 @@ def test_a_bead_smaller_than_a_pixel_hides_what_lies_behind_it(judge):
     cameras = judge.scene.cameras.c2w[:, :, 3].double().numpy() * SCALE + CENTER
     beads = [trimesh.creation.icosphere(1, 0.03).apply_translation(0.8 * point[0] + 0.2 * camera) for camera in cameras]
     assert judge.seen(mesh, point, normal).all()
+    assert not judge.seen(trimesh.util.concatenate([mesh, *beads]), point, normal).any()
+    beads = []  # now at the corner of its pixel that lies furthest from the line of sight
+    for i, camera in enumerate(cameras):
+        K, c2w = (x[i].double().numpy() for x in (judge.scene.cameras.K, judge.scene.cameras.c2w))
+        uv = project((point - CENTER) / SCALE, K, c2w)[0][0]
+        corner = np.round(uv) + np.where(uv > np.round(uv), -0.5, 0.5)
+        sight = c2w[:, :3] @ np.linalg.inv(K) @ [*corner, 1]
+        beads.append(
+            trimesh.creation.icosphere(1, 0.03).apply_translation(
+                camera + 0.8 * np.linalg.norm(point - camera) * sight / np.linalg.norm(sight)
+            )
+        )
     assert not judge.seen(trimesh.util.concatenate([mesh, *beads]), point, normal).any()
 
 
