@@ -251,6 +251,8 @@ def load_config(
         for key, value in (("pose", photographed), ("appearance", "affine" if photographed else "none"), ("distractors", photographed)):
             if OmegaConf.select(merged.model, key) == "auto" and merged.dataset.name != "auto":
                 facts.append(OmegaConf.create({"model": {key: value}}))
+        if photographed and merged.export.texture == "auto":
+            facts.append(OmegaConf.create({"export": {"texture": True}}))
         learned = OmegaConf.merge(merged, *facts).model.background == "learned"
         recipe = _recipe(MASK_FREE, "learned background", merged, said, method) if learned and not saved else []
         if OmegaConf.select(merged.model, "start") == "auto" and points is not None:

@@ -219,7 +219,7 @@ class ExportConfig:
     frame: Literal["auto", "world", "upright"] = "auto"  # upright: z up, the middle of the base at 0; auto: upright where the axes of the
     # world mean nothing (structure from motion), else world
     metres_per_unit: Optional[float] = None  # metres in a unit of the world: the mesh is written in metres; null: by markers, or not
-    texture: Any = "auto"  # also write mesh.glb and textured.obj, the mesh with the photographs on it: true, false, or auto (with glb)
+    texture: Any = "auto"  # also write mesh.glb and textured.obj, the mesh with the photographs on it; auto: for photographs, and with glb
     texture_size: int = 0  # texels along a side of its picture; 0: 1024 to 8192, as fine as the photographs' pixels
     texture_from: Literal["photos", "field"] = "photos"  # its colours: the photographs, sharp; or the trained field, smoother
 
