@@ -23,7 +23,7 @@ SHARPNESS = 4  # power of the weights of the high frequencies
 TOLERANCE = 0.03  # difference from the median, of colours in [0, 1], that is always forgiven
 BLURRED = 0.1  # least weight of a view that is less sharp than another, and by that in proportion to its sharpness
 FALLBACK = 0.002  # weight of the field's colour, over that of the best view anywhere
-FADE = 0.002  # screening: what is continued into unseen parts fades over about 1 / sqrt(FADE) edges
+FADE, FADE_SHIFT = 0.002, 1e-4  # screening: colours continued into unseen parts, and the field's shift, fade over 0.5 / sqrt(FADE) edges
 SEEN = 0.05  # weight of the views from which a vertex has the photographs' colour
 CHUNK = 1 << 19  # texels at once
 
@@ -173,22 +173,24 @@ def levelled(field: Tensor, votes: Votes, faces: Tensor) -> Tensor:
     equation on the mesh: there is no step at the border.
     """
     matrix = smoother(faces.cpu().numpy(), len(field)).astype(np.float64)
-    seen, glimpsed = ((part).cpu().numpy() for part in (votes.seen > SEEN, votes.glimpsed | (votes.seen > SEEN)))
+    parts = (votes.seen > SEEN).cpu().numpy(), votes.glimpsed.cpu().numpy()
+    seen, glimpsed = (part & (matrix @ (matrix @ part.astype(float)) > 0.5) for part in parts)  # without specks
+    glimpsed |= seen
     photo, own = votes.colour.double().cpu().numpy(), field.double().cpu().numpy()
     if not seen.any():
         return field
-    colour = own + _fill(matrix, photo - own, seen, np.zeros(3))
-    colour = _fill(matrix, colour, glimpsed, photo[seen].mean(0))
+    colour = own + _fill(matrix, photo - own, seen, np.zeros(3), FADE_SHIFT)
+    colour = _fill(matrix, colour, glimpsed, photo[seen].mean(0), FADE)
     return torch.from_numpy(colour).to(field)
 
 
-def _fill(matrix: csr_matrix, values: np.ndarray, known: np.ndarray, rest: np.ndarray) -> np.ndarray:
+def _fill(matrix: csr_matrix, values: np.ndarray, known: np.ndarray, rest: np.ndarray, fade: float) -> np.ndarray:
     """Values [V, 3], those that are not known [V] replaced by a smooth continuation that fades to `rest` [3]."""
     if known.all():
         return values
     inner = matrix[~known]
-    a = diags(np.full(int((~known).sum()), 1 + FADE)) - inner[:, ~known]
-    right = inner[:, known] @ values[known] + FADE * rest
+    a = diags(np.full(int((~known).sum()), 1 + fade)) - inner[:, ~known]
+    right = inner[:, known] @ values[known] + fade * rest
     filled = values.copy()
     for k in range(3):
         filled[~known, k] = cg(a, right[:, k], maxiter=300, rtol=1e-4)[0]

@@ -54,7 +54,13 @@ def reads(monkeypatch):
 def test_every_option_is_read(reads, tiny_scene, tmp_path):
     few = ["trainer.max_steps=4", "trainer.val_minutes=0.00001", "trainer.save_every=2"]
     runs = {
-        "dtu-wmask": ["loss.curvature=0.1", "loss.sparsity=0.1", "dataset.center=lookat", "export.formats=[obj,stl]"],
+        "dtu-wmask": [
+            "loss.curvature=0.1",
+            "loss.sparsity=0.1",
+            "dataset.center=lookat",
+            "export.formats=[obj,stl]",
+            "export.texture=true",
+        ],  # fmt: skip
         "dtu": ["loss.distortion=0.1"],
         "neuralangelo-dtu": [],
         "neus-mlp": ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0"],

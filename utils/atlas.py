@@ -12,6 +12,7 @@ import numpy as np
 from utils.charts import flatten
 from utils.mesh import cross2
 from utils.packing import pack
+from utils.scanlines import covers
 
 log = logging.getLogger("neus")
 MOST_FACES = 20_000  # beyond, xatlas takes minutes
@@ -73,7 +74,9 @@ def texels(atlas: Atlas, reach: float = 0.0) -> tuple[np.ndarray, np.ndarray, np
     t = atlas.size
     corner = atlas.uv[atlas.faces] * t - 0.5  # [F, 3, 2] texels, v upwards
     corner[..., 1] = t - 1 - corner[..., 1]
-    covering = _fill(corner, t)
+    pixel, covered = covers(corner, t)
+    covering = np.full(t * t, -1, np.int64)
+    covering[pixel] = covered
     index = np.flatnonzero(covering >= 0)
     if reach > 0 and len(index):
         near, distance = nearest(index, t)
@@ -95,34 +98,6 @@ def texels(atlas: Atlas, reach: float = 0.0) -> tuple[np.ndarray, np.ndarray, np
     cut = ~beyond | far
     weights[cut] = np.clip(weights[cut], 0, 1)
     return index, face, weights / weights.sum(1, keepdims=True)
-
-
-def _repeat(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(which [S], the how manyth of it [S]) of counts [N] things, S their sum."""
-    which = np.repeat(np.arange(len(counts)), counts)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _fill(corner: np.ndarray, size: int) -> np.ndarray:
-    """The face [size^2] that covers each texel, -1 where none does; corner [F, 3, 2] texels. Row by row of each face, then along the row."""
-    y = corner[..., 1]
-    low, high = np.ceil(y.min(1)).clip(0, None).astype(np.int64), np.floor(y.max(1)).clip(None, size - 1).astype(np.int64)
-    face, row = _repeat((high - low + 1).clip(0))
-    row += low[face]
-    left, right = np.full(len(face), np.inf), np.full(len(face), -np.inf)
-    for k in range(3):
-        a, b = corner[:, k], corner[:, (k + 1) % 3]
-        on = np.flatnonzero((a[face, 1] <= row) != (b[face, 1] <= row))
-        f = face[on]
-        x = a[f, 0] + (row[on] - a[f, 1]) / (b[f, 1] - a[f, 1]) * (b[f, 0] - a[f, 0])
-        left[on], right[on] = np.minimum(left[on], x), np.maximum(right[on], x)
-    some = np.flatnonzero(left <= right)
-    face, row, left, right = face[some], row[some], left[some], right[some]
-    first, last = np.ceil(left).clip(0, None).astype(np.int64), np.floor(right).clip(None, size - 1).astype(np.int64)
-    span, along = _repeat((last - first + 1).clip(0))
-    covering = np.full(size * size, -1, np.int64)
-    covering[row[span] * size + first[span] + along] = face[span]
-    return covering
 
 
 def nearest(index: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

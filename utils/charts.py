@@ -10,12 +10,14 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from utils.mesh import area_vectors, cross2, rasterise
+from utils.mesh import area_vectors, cross2
+from utils.scanlines import covers
 
 STEEP = 0.35  # cosine between a face and the direction of its chart, at least; specks may be steeper
 STEEPEST = 0.12  # the same where a speck joins its surroundings
-SPECK = 200  # faces: smaller parts join their surroundings where these see them well enough
-ROUNDS = 12  # of smoothing the normals that decide
+SPECK = 200  # faces, but at most a 200th of all: smaller parts join their surroundings where these see them well enough
+ROUNDS = 12  # of smoothing the normals that decide, in a mesh of USUAL faces; as far in others
+USUAL = 200_000
 GROWTH = 40  # faces that surroundings reach into a speck
 LAYERS = 4  # rounds of cutting charts that cover themselves
 _corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) / np.sqrt(3)
@@ -67,11 +69,12 @@ def segment(normals: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndar
     """(part [F], index of its direction [F] among DIRECTIONS) of faces with area vectors [F, 3]."""
     unit = normals / np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-30)
     facing = (unit @ DIRECTIONS.T).astype(np.float32)  # [F, 14]
-    score = _smooth(normals, pairs, ROUNDS) @ DIRECTIONS.T.astype(np.float32)
+    rounds = round(ROUNDS * min(1.0, np.sqrt(len(normals) / USUAL)))
+    score = _smooth(normals, pairs, rounds) @ DIRECTIONS.T.astype(np.float32)
     label = np.where(facing > STEEP, score, -np.inf).argmax(1)
     for limit in (STEEP, STEEPEST):
         part = _parts(label, pairs)
-        small = np.bincount(part)[part] < SPECK
+        small = np.bincount(part)[part] < min(SPECK, len(part) // 200)
         label = _absorb(label, small, facing, pairs, limit)
     return _parts(label, pairs), label
 
@@ -98,7 +101,7 @@ def _axes(direction: np.ndarray) -> np.ndarray:
     """Rows x, y, z [C, 3, 3] of right-handed frames whose z is the unit direction [C, 3]."""
     side = np.where(np.abs(direction[:, 2:]) < 0.9, [[0.0, 0, 1]], [[1.0, 0, 0]])
     x = np.cross(side, direction)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
     return np.stack([x, np.cross(direction, x), direction], 1)
 
 
@@ -114,7 +117,7 @@ def flatten(vertices: np.ndarray, faces: np.ndarray, density: np.ndarray | None 
     suspect = np.arange(len(faces))
     for _ in range(LAYERS):
         below = np.zeros(len(faces), bool)
-        below[suspect] = _covered(_subset(flat, suspect), triangles[suspect])
+        below[suspect] = _covered(_subset(flat, suspect))
         if not below.any():
             break
         cut = np.isin(flat.chart, flat.chart[below])
@@ -156,20 +159,20 @@ def _project(triangles: np.ndarray, normals: np.ndarray, part: np.ndarray, label
     return Flat(part, flat * scale[part, None, None], -local[..., 2])
 
 
-def _covered(flat: Flat, triangles: np.ndarray, side: int = 1024) -> np.ndarray:
+def _covered(flat: Flat, side: int = 1024) -> np.ndarray:
     """[F] bool: faces that lie below another face of their chart."""
-    from utils.packing import pack
+    from utils.packing import pack  # it needs this module
 
-    corner, _ = pack(flat, side)
-    depth = flat.depth - flat.depth.min() + 1.0 if len(flat.depth) else flat.depth
-    top = rasterise(corner.astype(np.float32), depth.astype(np.float32), side, side)
-    bottom = rasterise(corner.astype(np.float32), (depth.max(initial=1.0) + 1.0 - depth).astype(np.float32), side, side)
-    pixel = np.flatnonzero((top != bottom) & (top >= 0) & (bottom >= 0))
-    top, bottom = top[pixel], bottom[pixel]
-    high, low = triangles[top].mean(1), triangles[bottom].mean(1)
-    reach = [np.linalg.norm(triangles - triangles.mean(1, keepdims=True), axis=2).max(1)[k] for k in (top, bottom)]
-    texel = np.sqrt(np.linalg.norm(area_vectors(triangles), axis=1).sum() / 2 / side**2)
-    apart = np.linalg.norm(high - low, axis=1) > sum(reach) + 2 * texel  # faces that merely share an edge do not count
+    corner, scale = pack(flat, side)
+    pixel, face = covers(corner, side)
+    a, b, c = (corner[face, k] for k in range(3))
+    at = np.stack([pixel % side, pixel // side], 1)
+    area = cross2(b - a, c - a)
+    area = np.where(np.abs(area) < 1e-12, 1e-12, area)
+    u, v = cross2(b - at, c - at) / area, cross2(c - at, a - at) / area
+    depth = (flat.depth[face] * np.stack([u, v, 1 - u - v], 1)).sum(1)
+    top = np.full(side * side, np.inf)
+    np.minimum.at(top, pixel, depth)
     found = np.zeros(len(flat.chart), bool)
-    found[bottom[apart]] = True
+    found[face[depth > top[pixel] + 1 / scale]] = True  # by a pixel: on a shared edge both faces have one depth
     return found
