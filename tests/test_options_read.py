@@ -60,7 +60,7 @@ def test_every_option_is_read(reads, tiny_scene, tmp_path):
             "dataset.center=lookat",
             "export.formats=[obj,stl]",
             "export.texture=true",
-        ],  # fmt: skip
+        ],
         "dtu": ["loss.distortion=0.1"],
         "neuralangelo-dtu": [],
         "neus-mlp": ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0"],
