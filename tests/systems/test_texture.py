@@ -10,13 +10,14 @@ import trimesh
 
 from confs.load import load_config
 from models.appearance import Appearance
+from models.raytrace import MeshTracer
 from process_data.load import load_scene
 from systems import texture_blend, texture_views
 from systems.metrics import psnr
 from systems.run import execute
 from systems.texture import divided, finer, write_textured
 from systems.texture_blend import Texels, agreement
-from systems.texture_views import common_exposure, depth_edges
+from systems.texture_views import common_exposure, depth_edges, look, photograph
 from tests.benchmarks.textured import painted_meshes, read_glb
 from tests.scenes import AXES, write_tiny_scene
 from tests.systems.test_family import tiny_job
@@ -141,6 +142,26 @@ def test_unseen_parts_continue_what_is_around_them(scene, folder, tmp_path):
     shown = torch.cat([half.image(v)[half.mask(v) > 200] for v in half.train]).float() / 255
     assert (back.mean(0) - shown.mean(0)).abs().max() < 0.1
     assert ((back - rgb.new_tensor(MAGENTA)).norm(dim=1) > 0.4).all() and back.mean(1).min() > 0.02
+
+
+def test_what_lies_behind_something_is_not_in_sight(scene, folder):
+    """A plate between a camera and the ball: the camera sees the plate, and the ball beside it."""
+    view = scene.train[0]
+    eye, forward, right = (scene.cameras.c2w[view, :, k].numpy() for k in (3, 2, 0))
+    ball, plate = trimesh.creation.icosphere(4, 0.4), trimesh.creation.box((0.2, 0.2, 0.02))
+    frame = np.eye(4)
+    frame[:3, :3], frame[:3, 3] = scene.cameras.c2w[view, :, :3].numpy(), -0.8 * forward
+    plate.apply_transform(frame)
+    mesh = trimesh.util.concatenate([ball, plate])
+    tracer = MeshTracer(torch.tensor(mesh.vertices, dtype=torch.float32), torch.tensor(mesh.faces))
+    bare = replace(scene, masks=None)
+    photo = photograph(untrained(), bare, config(folder), scene.cameras, view, tracer, CPU)
+    x = np.stack([-0.4 * forward, -0.81 * forward, 0.25 * right - 0.31 * forward, 0.4 * forward, eye - forward])
+    found, seen = look(photo, photo.layers(1.0), torch.tensor(x, dtype=torch.float32))
+    assert seen.tolist() == [False, True, True, False, False]
+    assert found[1, 6] > 0.9 and found[1, 7] == pytest.approx(np.linalg.norm(eye) - 0.81, abs=0.01)
+    beside, _ = look(photo, photo.layers(1.0), torch.tensor((-0.81 * forward + 0.099 * right)[None], dtype=torch.float32))
+    assert beside[0, 6] < 0.2  # at the edge of the plate
 
 
 def test_agreement_by_hand():
