@@ -17,8 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROOMS = ("confs", "encoder", "models", "process_data", "systems", "utils")
 # import -> its package, where the names differ
 PACKAGES = {
-    "cv2": "opencv-python-headless", "mcubes": "pymcubes", "warp": "warp-lang", "yaml": "pyyaml", "OpenEXR": "openexr", "PIL": "pillow",
-    "pillow_heif": "pillow-heif", "imageio_ffmpeg": "imageio",
+    "fast_simplification": "fast-simplification", "cv2": "opencv-python-headless", "mcubes": "pymcubes", "warp": "warp-lang", "yaml": "pyyaml", "OpenEXR": "openexr",
+    "PIL": "pillow", "pillow_heif": "pillow-heif", "imageio_ffmpeg": "imageio",
 }  # fmt: skip
 ELSEWHERE = {"bpy", "mathutils", "addon_utils", "tinycudann"}  # of Blender, and not on PyPI: said in pyproject.toml
 

@@ -63,7 +63,8 @@ def column(x):
 
 def exported(sdf, scene_folder, out, *more):
     """(the mesh returned, in the unit sphere's frame; scene.json; the folder of its files)."""
-    words = [f"dataset.root_dir={scene_folder}", "export.resolution=64", "export.coarse=32", "export.faces=4000", *more]
+    words = [f"dataset.root_dir={scene_folder}", "export.resolution=64", "export.coarse=32", "export.faces=4000"]
+    words += ["export.texture=false", "export.confidence=false", *more]
     cfg = load_config(None, words)
     scene, run = load_scene(cfg.dataset), RunFolder(out)
     record_scene(scene, cfg, run)
