@@ -61,7 +61,7 @@ EFFECTS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("dataset.clean_edges", lambda c: c.dataset.apply_mask, "dataset.apply_mask=true"),
     ("export.frame", lambda c: c.model.name != "material", "a method that extracts a mesh"),
     ("export.metres_per_unit", lambda c: c.model.name != "material", "a method that extracts a mesh"),
-    ("export.texture_*", lambda c: c.export.textured, "export.texture=true"),
+    ("export.texture_*", lambda c: c.export.texture is True or (c.export.texture == "auto" and "glb" in c.export.formats), "export.texture=true"),
     ("export.mask_dilation", lambda c: c.dataset.apply_mask, "dataset.apply_mask=true"),
 ]  # fmt: skip
 

@@ -248,11 +248,6 @@ class ExportConfig:
             ),
         )
 
-    @property
-    def textured(self) -> bool:
-        """Whether a textured mesh is written."""
-        return "glb" in self.formats if self.texture == "auto" else bool(self.texture)
-
 
 @dataclass(frozen=True)
 class Config:

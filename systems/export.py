@@ -10,7 +10,7 @@ import trimesh
 
 from confs.schema import Config
 from systems.confidence_files import add_confidence
-from systems.mesh_formats import write_formats
+from systems.mesh_formats import textured, write_formats
 from systems.placement import placement, record_placement
 from systems.solid import checked
 from systems.surface import Surface
@@ -46,7 +46,7 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     placed = placement(mesh, scene, cfg)
     record_placement(placed, run)
     names = write_formats(mesh, placed, cfg.export, run)
-    if cfg.export.textured:
+    if textured(cfg.export):
         from systems.texture import write_textured  # it needs the system's module, which needs this one
 
         names += [path.name for path in write_textured(mesh, system, scene, cfg, run, device)]

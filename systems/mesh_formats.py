@@ -17,6 +17,11 @@ log = logging.getLogger("neus")
 PRINT = ("stl", "3mf")
 
 
+def textured(e: ExportConfig) -> bool:
+    """Whether a textured mesh is written (systems/texture.py)."""
+    return "glb" in e.formats if e.texture == "auto" else bool(e.texture)
+
+
 def print_scale(mesh: trimesh.Trimesh, units: str, size_mm: float | None) -> tuple[float, str, str]:
     """(length in a file for printing over that in the placed mesh, its units: millimetres or world, a line for the log).
 
@@ -51,7 +56,7 @@ def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run
     A .glb that is to have a texture is left to `systems/texture.py`.
     """
     stands = placed.place(mesh)
-    names = ["ply", *(name for name in dict.fromkeys(e.formats) if name != "ply" and not (name == "glb" and e.textured))]
+    names = ["ply", *(name for name in dict.fromkeys(e.formats) if name != "ply" and not (name == "glb" and textured(e)))]
     for name in names:
         if name not in PRINT:
             save_mesh(stands, run / f"mesh/mesh.{name}")
