@@ -6,6 +6,8 @@ photograph is trusted less there. A pixel alone would not do: a fine texture has
 judges patches of rays; here the cells remember, so that the rays of a batch may lie anywhere.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ BEGIN = 0.03  # progress before which all is trusted: every colour is wrong at f
 class Distractors(nn.Module):
     """Trust in [LEAST, 1] for cells of N photographs of at most width x height pixels."""
 
+    pending: Tensor  # [2, N * h * w] rays since the last refresh, and the sum of their absolute colour errors; of this process alone
     error: Tensor  # [N * h * w] running mean of the absolute colour error, h x w cells a photograph
     seen: Tensor  # [N * h * w] whether a ray fell into the cell, 0 or 1
     trust: Tensor  # [N * h * w]
@@ -30,6 +33,7 @@ class Distractors(nn.Module):
         super().__init__()
         self.shape = (n, -(-height // CELL), -(-width // CELL))
         cells = self.shape[0] * self.shape[1] * self.shape[2]
+        self.register_buffer("pending", torch.zeros(2, cells))
         for name, value in (("error", 0.0), ("seen", 0.0), ("trust", 1.0)):
             self.register_buffer(name, torch.full((cells,), value))
 
@@ -40,16 +44,24 @@ class Distractors(nn.Module):
 
     @torch.no_grad()
     def note(self, cell: Tensor, error: Tensor) -> None:
-        """Take the absolute colour errors [R] of rays in the cells [R] into the running means."""
-        count = torch.zeros_like(self.error).index_add_(0, cell, torch.ones_like(error, dtype=self.error.dtype))
-        total = torch.zeros_like(self.error).index_add_(0, cell, error.to(self.error.dtype))
+        """Keep the absolute colour errors [R] of rays in the cells [R] for the next refresh; what is not finite is left out."""
+        fine = torch.isfinite(error)
+        found = torch.stack([fine.to(self.pending.dtype), torch.where(fine, error, 0).to(self.pending.dtype)])
+        self.pending.index_add_(1, cell, found)
+
+    @torch.no_grad()
+    def refresh(self, together: Callable[[list[Tensor]], None] | None = None) -> None:
+        """Trust from the errors so far: 1 / (1 + (error / scale)^4) of a cell and its neighbours, scale USUAL times the median.
+
+        together: adds up tensors, in place, over the processes of a run, which then trust alike.
+        """
+        if together is not None:
+            together([self.pending])
+        count, total = self.pending
         share = torch.where(self.seen > 0, 1 - (1 - FRESH) ** count, (count > 0).to(count.dtype))
         self.error.add_(share * (total / count.clamp(min=1) - self.error))
         self.seen.copy_(torch.maximum(self.seen, (count > 0).to(count.dtype)))
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Trust from the errors so far: 1 / (1 + (error / scale)^4) of a cell and its neighbours, scale USUAL times the median."""
+        self.pending.zero_()
         known = (self.seen > 0) & (self.error > FLOOR)
         usual = torch.where(known, self.error, torch.nan).nanmedian().nan_to_num(0.0)
         scale = (USUAL * usual).clamp(min=LEAST_SCALE)

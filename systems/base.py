@@ -123,7 +123,7 @@ class RaySystem:
         """Refresh the sampler."""
         self.model.before_step(step, self.model.context(progress, training=True))
         if self.model.distractors is not None and step % REFRESH == 0:
-            self.model.distractors.refresh()
+            self.model.distractors.refresh(None if self.ranks.alone else self.ranks.sum_tensors)
 
     def parts(self, progress: float) -> frozenset[str]:
         """What a step at this progress computes that one at another may not."""

@@ -94,10 +94,14 @@ class Together:
             self._keep_alike()
 
     def _keep_alike(self) -> None:
-        """Copy the first process's weights, moments and grid where they differ, as they may once devices of two kinds round differently."""
+        """Copy the first process's weights, moments and grid where they differ, as they may once devices of two kinds round differently.
+
+        What `Distractors` has not yet added up is each process's own.
+        """
         t = self.trainer
         moments = [v for state in t.optimizer.state.values() for v in state.values() if isinstance(v, Tensor) and v.dim()]
-        tensors = [*t.system.model.state_dict().values(), *moments]
+        common = [v for name, v in t.system.model.state_dict().items() if not name.endswith("distractors.pending")]
+        tensors = [*common, *moments]
         own = torch.stack([v.detach().double().sum() for v in tensors]).tolist()
         if self.ranks.sums([float(self.ranks.from_first(own) != own)])[0]:
             log.warning("step %d: the processes have drifted apart; all take the weights of the first", t.clock.step)

@@ -42,12 +42,31 @@ def test_a_single_wrong_pixel_and_a_fine_texture_are_trusted():
 
 
 def test_a_running_mean_does_not_depend_on_how_rays_are_batched():
-    one, two = (Distractors(1, 2 * CELL, CELL) for _ in range(2))
-    cell, error = torch.tensor([0, 0, 1]), torch.tensor([0.2, 0.2, 0.4])
-    one.note(cell, error)
-    two.note(cell[:1], error[:1])
-    two.note(cell[1:], error[1:])
-    assert torch.allclose(one.error, two.error) and torch.allclose(one.error, torch.tensor([0.2, 0.4]))
+    """Nor on whether one process saw all rays, or two a part each."""
+    one, two, a, b = (Distractors(1, 2 * CELL, CELL) for _ in range(4))
+    for k in range(3):
+        cell, error = torch.tensor([0, 0, 1]), torch.tensor([0.2, 0.4, 0.4]) + 0.1 * k
+        one.note(cell, error)
+        one.refresh()
+        two.note(cell[:1], error[:1])
+        two.note(cell[1:], error[1:])
+        two.refresh()
+        a.note(cell[:1], error[:1])
+        b.note(cell[1:], error[1:])
+        whole = a.pending + b.pending
+        for part in (a, b):
+            part.refresh(lambda tensors, whole=whole: tensors[0].copy_(whole))
+        for other in (two, a, b):
+            assert torch.allclose(one.error, other.error) and torch.allclose(one.trust, other.trust)
+        assert k or torch.allclose(one.error, torch.tensor([0.3, 0.4]))
+
+
+def test_an_error_that_is_not_finite_is_left_out():
+    """A step that is skipped must not leave anything behind that makes the next ones so."""
+    d = Distractors(1, 2 * CELL, CELL)
+    d.note(torch.tensor([0, 0, 1]), torch.tensor([0.2, torch.nan, torch.inf]))
+    d.refresh()
+    assert torch.allclose(d.error, torch.tensor([0.2, 0.0])) and torch.isfinite(d.trust).all() and d.seen.tolist() == [1, 0]
 
 
 def test_gradients_are_scaled_by_the_trust():
@@ -70,6 +89,7 @@ def test_a_run_remembers_what_it_trusts(tiny_scene, tmp_path):
     batch = RayDataset(scene, 1.0, 0)[0, 64]
     distractors = system.model.distractors
     system.losses(batch, 0.0)
+    distractors.refresh()
     assert 0 < float(distractors.seen.mean()) < 1 and float(distractors.error.max()) > 0.01
     assert "distractors.error" in system.model.state_dict()
 

@@ -22,7 +22,7 @@ from utils.log import RunFolder, setup_logging
 
 EXACT = [  # terms that need no random numbers but those all processes share
     "trainer.n_rays=48", "loss.curvature=0.001", "loss.sparsity=0.02", "loss.points=0.1", "loss.opaque=0.05", "loss.distortion=0.01",
-    "model.sdf.normals=finite", "model.sdf.eps=0.1", "model.background=random", "dataset.apply_mask=true", "trainer.threads=1",
+    "model.sdf.normals=finite", "model.sdf.eps=0.1", "model.background=random", "dataset.apply_mask=true", "trainer.threads=1", "model.distractors=true",
 ]  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def make(scene, out, *words, ranks: Ranks = ALONE, name: str = "run") -> Trainer
     loaded = load_scene(cfg.dataset, cfg.model.radius)
     points = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)) * 0.7  # some outside the sphere
     device = torch.device("cpu")
-    return Trainer(build_system(cfg, device), replace(loaded, points=points), cfg, RunFolder(Path(out) / name), device, ranks)
+    return Trainer(build_system(cfg, device, loaded), replace(loaded, points=points), cfg, RunFolder(Path(out) / name), device, ranks)
 
 
 def first_step(t: Trainer) -> dict:
