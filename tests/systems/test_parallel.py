@@ -168,7 +168,7 @@ def test_decisions_are_those_of_all(two):
     assert len(set(rays)) > 4  # follows the mean number of samples
     assert list(progress) == sorted(progress) and progress[-1] < 0.2
     own = [state.pop("distractors.pending") for state in (first["state"], second["state"])]  # errors of each one's rays, not yet added up
-    assert same(first["state"], second["state"]) and not torch.equal(*own) and float(first["state"]["distractors.error"].max()) > 0
+    assert same(first["state"], second["state"]) and not torch.equal(*own)
     assert load_checkpoint(two / "trouble0")["step"] == 11 and not (two / "trouble1/ckpt").exists()
 
 
