@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from confs.schema import Config
-from process_data.normalize import similarity_parts
-from process_data.region import estimated_up
 from systems.confidence import NOISE, Cues
+from systems.placement import up_in_sphere
 from utils.rays import Scene
 
 LOW = 0.5  # confidence below which a vertex is looked into
@@ -40,16 +39,10 @@ class Group:
 
 
 def known_up(scene: Scene, cfg: Config) -> np.ndarray | None:
-    """Unit up direction [3] in the unit sphere's frame, as `systems/placement.py` takes it; None where the cameras are turned all ways."""
-    rotation = similarity_parts(scene.to_world.numpy())[1]
-    if scene.up is not None:
-        return rotation.T @ scene.up.numpy()
-    if cfg.dataset.up == "given":
-        return rotation.T @ np.array([0, 0, 1.0])
-    c2w = scene.cameras.c2w.double().numpy()
-    points = None if scene.points is None else scene.points.double().numpy()
-    level = float(np.linalg.norm(c2w[:, :, 1].mean(0)))
-    return estimated_up(c2w, points, np.zeros(3), cfg.model.radius)[0] if level > LEVEL else None
+    """Unit up direction [3] in the unit sphere's frame; None where it is not given and the cameras are turned all ways."""
+    given = scene.up is not None or cfg.dataset.up == "given"
+    level = float(scene.cameras.c2w[:, :, 1].double().mean(0).norm())
+    return up_in_sphere(scene, cfg) if given or level > LEVEL else None
 
 
 def reasons(cues: Cues, low: np.ndarray) -> dict[str, np.ndarray]:

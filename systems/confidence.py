@@ -29,7 +29,7 @@ from torch import Tensor
 
 from models.method import in_parts
 from models.raytrace import MeshTracer, vertex_normals
-from systems.vertex_colour import LEAST, LIFT
+from systems.visibility import seen_from
 from utils.projection import project
 from utils.rays import Scene
 
@@ -71,27 +71,6 @@ class Cues:
 
 
 # ------------------------------------------------------------------------------------------------ views
-def seen_from(x: np.ndarray, normal: np.ndarray, scene: Scene, tracer: MeshTracer) -> np.ndarray:
-    """Cosines [N, P], float32, between normals and the directions to the N training views that see the points [P, 3], 0 where one does not.
-
-    It sees a point that lies in its picture and faces it, with nothing of the mesh between.
-    """
-    device = tracer.vertices.device
-    found = np.zeros((len(scene.train), len(x)), np.float32)
-    for row, i in enumerate(scene.train):
-        uv, z = project(x, scene.cameras.K[i], scene.cameras.c2w[i])
-        away = scene.cameras.c2w[i, :, 3].double().numpy() - x
-        distance = np.linalg.norm(away, axis=1)
-        away /= distance[:, None].clip(1e-12)
-        cosine = (away * normal).sum(1)
-        inside = (z > 0) & (uv >= -0.5).all(1) & (uv < np.array(scene.cameras.size(i)) - 0.5).all(1)
-        at = np.flatnonzero(inside & (cosine > LEAST))
-        start, dirs = (torch.from_numpy(v).float().to(device) for v in (x[at] + LIFT * normal[at], away[at]))
-        at = at[tracer(start, dirs).t.cpu().numpy() > distance[at]]
-        found[row, at] = cosine[at]
-    return found
-
-
 def directions(x: np.ndarray, scene: Scene, row: int) -> np.ndarray:
     """Unit directions [P, 3] from points to the training view of number `row`."""
     away = scene.cameras.c2w[scene.train[row], :, 3].double().numpy() - x
@@ -230,7 +209,7 @@ def measure(
     n = max(pairs // max(len(scene.train), 1), 1000)
     part = np.arange(len(x)) if len(x) <= n else np.sort(np.random.default_rng(0).permutation(len(x))[:n])
     at, facing = x[part], normal[part]
-    cosine = seen_from(at, facing, scene, MeshTracer(*on_device))
+    cosine = seen_from(at, facing, scene.cameras, scene.train, MeshTracer(*on_device))
     views = compared_views(at, cosine, scene)
     width = footprint(at, views[0], scene)
     same, texture = agreement(patches(at, facing, width, views, scene))

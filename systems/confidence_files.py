@@ -13,6 +13,7 @@ from confs.schema import Config
 from models.raytrace import vertex_normals
 from systems.advice import LOW, advice, cut_off, known_up
 from systems.confidence import Cues, measure
+from systems.visibility import far_apart
 from utils.files import write_atomic
 from utils.image import sheet, write_png
 from utils.log import RunFolder
@@ -84,7 +85,7 @@ def picture(mesh: trimesh.Trimesh, value: np.ndarray, area: np.ndarray, scene: S
     """
     tensors = torch.from_numpy(np.asarray(mesh.vertices)).float(), torch.as_tensor(np.asarray(mesh.faces))
     normal = vertex_normals(*tensors).double().numpy()
-    shots = [(scene.names[i], *_camera(scene, i)) for i in far_apart(scene, VIEWS)]
+    shots = [(scene.names[i], *_camera(scene, i)) for i in far_apart(scene.cameras, scene.train, VIEWS)]
     shots.append(("the least sure side", *_worst_camera(np.asarray(mesh.vertices), normal, area * (1 - value) ** 4, scene, up)))
     painted, tiles = colours(value), []
     for _, K, c2w, (w, h) in shots:
@@ -100,16 +101,6 @@ def picture(mesh: trimesh.Trimesh, value: np.ndarray, area: np.ndarray, scene: S
         _text(tile, name, (6, 18))
     row = sheet(tiles)
     return np.concatenate([row, legend(row.shape[1])], 0)
-
-
-def far_apart(scene: Scene, n: int) -> list[int]:
-    """At most n training views, each as far as can be from those before."""
-    views = np.array(scene.train)
-    centres = scene.cameras.c2w[list(scene.train), :, 3].numpy()
-    chosen = [0]
-    while len(chosen) < min(n, len(views)):
-        chosen.append(int(np.linalg.norm(centres[:, None] - centres[chosen], axis=-1).min(1).argmax()))
-    return views[chosen].tolist()
 
 
 def _camera(scene: Scene, i: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

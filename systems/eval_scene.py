@@ -15,7 +15,7 @@ from process_data.normalize import split_views
 from utils.device import missing
 from utils.errors import UserError
 from utils.mesh import cull_by_masks, transform
-from utils.projection import project
+from utils.projection import in_frame, project
 from utils.rays import Scene
 
 LEAST_COSINE = 0.1  # between a surface's normal and the direction to a camera that sees it
@@ -79,11 +79,9 @@ class Judge:
         count, behind = np.zeros(len(x), np.int64), max(BEHIND, 2 * self.pixel(self.scene.to_world.numpy()[:3, 3]))
         for i in self.scene.train:
             uv, z = project(x, cameras.K[i], cameras.c2w[i])
-            w, h = cameras.size(i)
             centre = cameras.c2w[i, :, 3].double().numpy()
             distance = np.linalg.norm(x - centre, axis=1)
-            inside = (z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1)
-            at = np.flatnonzero(inside & (((centre - x) * n).sum(1) > LEAST_COSINE * distance))
+            at = np.flatnonzero(in_frame(uv, z, cameras.size(i)) & (((centre - x) * n).sum(1) > LEAST_COSINE * distance))
             at = at[distance[at] <= _first(tracer, centre, x[at] - centre) + behind]
             pixel, which = np.unique(np.round(uv[at]), axis=0, return_inverse=True)
             corners = (pixel[:, None] + CORNERS).reshape(-1, 2) @ np.eye(2, 3) + [0, 0, 1]  # homogeneous, four a pixel

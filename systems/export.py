@@ -11,11 +11,13 @@ import trimesh
 from confs.schema import Config
 from systems.confidence_files import add_confidence
 from systems.mesh_formats import textured, write_formats
-from systems.placement import placement, record_placement
+from systems.placement import frame_facts, placement
 from systems.solid import checked
 from systems.surface import Surface
 from systems.vertex_colour import best_views
+from systems.visibility import far_apart
 from utils.decimate import decimate
+from utils.files import add_facts
 from utils.image import write_png
 from utils.log import RunFolder
 from utils.mesh import render_mesh, transform
@@ -44,8 +46,8 @@ def export_mesh(system, scene: Scene, cfg: Config, run: RunFolder, device: torch
     if cfg.export.confidence:
         add_confidence(mesh, system, scene, cfg, run, device)
     placed = placement(mesh, scene, cfg)
-    record_placement(placed, run)
-    names = write_formats(mesh, placed, cfg.export, run)
+    names, printed = write_formats(mesh, placed, cfg.export, run)
+    add_facts(run / "scene.json", mesh={"upright": placed.upright, **frame_facts(placed.units, placed.world_to_mesh), **printed})
     if textured(cfg.export):
         from systems.texture import write_textured  # it needs the system's module, which needs this one
 
@@ -85,10 +87,7 @@ def mesh_views(mesh: trimesh.Trimesh, scene: Scene, n: int = 3) -> np.ndarray:
     """The mesh from n cameras that are far apart: its colours above, shaded by a light at the camera below; top-aligned over white."""
     to_world, cameras = scene.to_world.numpy(), scene.cameras
     centres = cameras.c2w[:, :, 3].numpy()
-    chosen = [0]
-    while len(chosen) < min(n, len(centres)):
-        away = np.linalg.norm(centres[:, None] - centres[chosen], axis=-1).min(1)
-        chosen.append(int(away.argmax()))
+    chosen = far_apart(cameras, range(len(cameras)), n)
     scale = float(np.cbrt(np.linalg.det(to_world[:3, :3])))
     rows = []
     for color in ("vertex", "shade"):

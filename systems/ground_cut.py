@@ -11,13 +11,10 @@ import torch
 import trimesh
 from torch import Tensor
 
-from confs.schema import Config
 from models.raytrace import MeshTracer
 from process_data.ground import PLANE_WIDTH, support_plane
-from process_data.normalize import similarity_parts
-from process_data.region import estimated_up
+from systems.visibility import seen_from
 from utils.mesh import take_faces
-from utils.projection import project
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
@@ -67,17 +64,6 @@ class Plane:
         return take_faces(whole, np.ones(len(together), bool))
 
 
-def up_axis(scene: Scene, cfg: Config) -> np.ndarray:
-    """[3] unit: up, in the unit sphere's frame."""
-    _, rotation, _ = similarity_parts(scene.to_world.numpy())
-    if scene.up is not None:
-        return rotation.T @ scene.up.numpy()
-    if cfg.dataset.up == "given":
-        return rotation.T @ np.array([0, 0, 1.0])
-    points = None if scene.points is None else scene.points.double().numpy()
-    return estimated_up(scene.cameras.c2w.double().numpy(), points, np.zeros(3), cfg.model.radius)[0]
-
-
 @dataclass(frozen=True)
 class Seen:
     """Points drawn on a mesh, uniformly by area."""
@@ -95,16 +81,7 @@ def look(mesh: trimesh.Trimesh, scene: Scene, device: torch.device, count: int =
         torch.as_tensor(np.asarray(mesh.vertices), dtype=torch.float32, device=device),
         torch.as_tensor(np.asarray(mesh.faces), device=device),
     )
-    views = np.zeros(len(points), np.int64)
-    for i in scene.train:
-        uv, z = project(points, scene.cameras.K[i], scene.cameras.c2w[i])
-        w, h = scene.cameras.size(i)
-        away = scene.cameras.c2w[i, :, 3].double().numpy() - points
-        distance = np.linalg.norm(away, axis=1)
-        away /= distance[:, None]
-        at = np.flatnonzero((z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1) & ((away * normals).sum(1) > LEAST))
-        start, dirs = (torch.as_tensor(x[at], dtype=torch.float32, device=device) for x in (points + LIFT * normals, away))
-        views[at] += tracer(start, dirs).t.cpu().numpy() > distance[at]
+    views = (seen_from(points, normals, scene.cameras, scene.train, tracer, LEAST, LIFT) > 0).sum(0)
     return Seen(points, normals, views)
 
 

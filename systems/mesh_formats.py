@@ -1,15 +1,13 @@
 """The files of an exported mesh: ply, obj and glb as it is placed, stl and 3mf for printing, in millimetres."""
 
-import json
 import logging
 
 import numpy as np
 import trimesh
 
 from confs.schema import ExportConfig
-from systems.placement import Placement
+from systems.placement import Placement, frame_facts
 from utils.decimate import is_closed
-from utils.files import write_atomic
 from utils.log import RunFolder
 from utils.mesh import save_mesh, transform
 
@@ -50,8 +48,8 @@ def for_print(placed: trimesh.Trimesh, scale: float, units: str) -> trimesh.Trim
     return mesh
 
 
-def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run: RunFolder) -> list[str]:
-    """Write mesh/mesh.* of a mesh in the world; returns the names of the files. The units for printing go to the log and scene.json.
+def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run: RunFolder) -> tuple[list[str], dict]:
+    """Write mesh/mesh.* of a mesh in the world; returns (the names of the files, {"print": the frame of those for printing} or {}).
 
     A .glb that is to have a texture is left to `systems/texture.py`.
     """
@@ -60,7 +58,7 @@ def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run
     for name in names:
         if name not in PRINT:
             save_mesh(stands, run / f"mesh/mesh.{name}")
-    printed = [name for name in names if name in PRINT]
+    printed, frame = [name for name in names if name in PRINT], {}
     if printed:
         scale, units, words = print_scale(stands, placed.units, e.size_mm)
         log.info("%s: %s", ", ".join(printed), words)
@@ -69,13 +67,5 @@ def write_formats(mesh: trimesh.Trimesh, placed: Placement, e: ExportConfig, run
         scaled = for_print(stands, scale, units)
         for name in printed:
             save_mesh(scaled, run / f"mesh/mesh.{name}")
-        _record(scaled, run)
-    return [f"mesh.{name}" for name in names]
-
-
-def _record(mesh: trimesh.Trimesh, run: RunFolder) -> None:
-    """Add the frame of the files for printing to scene.json, under mesh / print."""
-    path = run / "scene.json"
-    facts = json.loads(path.read_bytes())
-    facts["mesh"]["print"] = {"units": mesh.metadata["units"], "world_to_mesh": mesh.metadata["world_to_mesh"].tolist()}
-    write_atomic(path, json.dumps(facts, indent=1).encode())
+        frame = {"print": frame_facts(units, scaled.metadata["world_to_mesh"])}
+    return [f"mesh.{name}" for name in names], frame

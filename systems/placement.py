@@ -1,6 +1,5 @@
 """Where the mesh of a run stands: in the world of the cameras, or upright on the plane z = 0; in units of the world, or in metres."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from confs.schema import Config, ExportConfig
 from process_data.normalize import similarity, similarity_parts
 from process_data.region import estimated_up, standing
 from utils.errors import UserError
-from utils.files import write_atomic
-from utils.log import RunFolder
 from utils.mesh import transform
 from utils.mesh_frame import read_frame
 from utils.rays import Scene
@@ -51,17 +48,21 @@ def metres_per_unit(e: ExportConfig, scene: Scene) -> tuple[float | None, str]:
     return scene.metres_per_unit, "" if scene.metres_per_unit is None else "markers"
 
 
-def _axes(scene: Scene, cfg: Config) -> np.ndarray:
-    """Rotation [3, 3] from the upright frame, z up, to the world."""
+def upright_axes(scene: Scene, cfg: Config) -> tuple[np.ndarray, str]:
+    """(rotation [3, 3] from the upright frame, z up, to the world; where it comes from)."""
     if scene.up is not None:
-        return standing(scene.up.numpy())
+        return standing(scene.up.numpy()), "as given"
     if cfg.dataset.up == "given":
-        return np.eye(3)
+        return np.eye(3), "as given"
     _, rotation, _ = similarity_parts(scene.to_world.numpy())
     points = None if scene.points is None else scene.points.double().numpy()
     up, words = estimated_up(scene.cameras.c2w.double().numpy(), points, np.zeros(3), cfg.model.radius)
-    log.info("export.frame=upright: %s", words)
-    return standing(rotation @ up)
+    return standing(rotation @ up), words
+
+
+def up_in_sphere(scene: Scene, cfg: Config) -> np.ndarray:
+    """[3] unit: up, in the unit sphere's frame."""
+    return similarity_parts(scene.to_world.numpy())[1].T @ upright_axes(scene, cfg)[0][:, 2]
 
 
 def placement(mesh: trimesh.Trimesh, scene: Scene, cfg: Config) -> Placement:
@@ -70,22 +71,18 @@ def placement(mesh: trimesh.Trimesh, scene: Scene, cfg: Config) -> Placement:
     units = "world" if scale is None else "metres"
     if not is_upright(cfg.export, scene):
         return Placement(similarity(scale or 1.0, np.eye(3), np.zeros(3)), False, units)
-    turn = _axes(scene, cfg).T
+    turn, words = upright_axes(scene, cfg)
+    log.info("export.frame=upright: up %s", words)
+    turn = turn.T
     x = (scale or 1.0) * np.asarray(mesh.vertices) @ turn.T
     low, high = x.min(0), x.max(0)
     base = np.array([*(low + high)[:2] / 2, low[2]])
     return Placement(similarity(scale or 1.0, turn, -base), True, units)
 
 
-def record_placement(placed: Placement, run: RunFolder) -> None:
-    """Note the frame of the mesh in scene.json, under `mesh`; the other facts are kept."""
-    path = run / "scene.json"
-    try:
-        facts = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        facts = {}
-    frame = {"upright": placed.upright, "units": placed.units, "world_to_mesh": placed.world_to_mesh.tolist()}
-    write_atomic(path, json.dumps({**(facts if isinstance(facts, dict) else {}), "mesh": frame}, indent=1).encode())
+def frame_facts(units: str, world_to_mesh: np.ndarray) -> dict:
+    """The frame of a mesh's files, for scene.json."""
+    return {"units": units, "world_to_mesh": world_to_mesh.tolist()}
 
 
 def _scale_of_mesh(run: str | None) -> float:

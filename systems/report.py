@@ -17,10 +17,10 @@ import numpy as np
 from process_data.normalize import to_sphere
 from systems import report_sections as sections
 from systems.report_mesh import viewer_mesh, viewpoint
-from systems.report_parts import Found, data_uri, first_frame, read_facts, read_run
+from systems.report_parts import Found, data_uri, first_frame, read_run
 from systems.report_views import held_out
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import add_facts, read_facts, write_atomic
 from utils.log import RunFolder, setup_logging
 from utils.rays import Scene
 
@@ -44,8 +44,7 @@ def record_viewpoint(scene: Scene, run: RunFolder) -> None:
     """Note in scene.json, under `viewpoint`, how the cameras look at the object; the other facts are kept."""
     c2w = scene.cameras.c2w.detach().cpu().double().numpy()
     seen = viewpoint(c2w, scene.to_world.double().numpy(), None if scene.up is None else scene.up.numpy())
-    path = run / "scene.json"
-    write_atomic(path, json.dumps({**read_facts(path), "viewpoint": seen}, indent=1).encode())
+    add_facts(run / "scene.json", viewpoint=seen)
 
 
 def seen_from(found: Found) -> dict:

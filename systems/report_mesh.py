@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from scipy.spatial import cKDTree
 
 from process_data.axes import unit, up_axis
 from process_data.normalize import similarity_parts
 from process_data.path import GAP, orbit_target
 from process_data.region import standing
+from utils.decimate import cell_means, merged_vertices, simplified
 from utils.mesh import area_vectors, load_mesh
+from utils.mesh_files import mean_normals
 
 log = logging.getLogger("neus")
 FACES = 40_000  # of the mesh that is shown
@@ -34,68 +37,50 @@ class Shell:
     colours: np.ndarray | None
 
 
-def summed(values: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
-    """values [K, 3] added up by their index [K] -> [n, 3]."""
-    return np.stack([np.bincount(index, values[:, k], n) for k in range(values.shape[1])], 1)
-
-
-def vertex_normals(x: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals [V, 3]: the mean of the faces around a vertex, weighted by area."""
-    across = area_vectors(x[faces])
-    return unit(np.sum([summed(across, faces[:, k], len(x)) for k in range(3)], 0))
-
-
 def read_shell(path: Path) -> Shell:
     mesh = load_mesh(path)
     visual: Any = mesh.visual
     x, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     colours = np.asarray(visual.vertex_colors, np.float64)[:, :3] if visual.kind == "vertex" else None
-    return Shell(x, faces, vertex_normals(x, faces), colours)
+    return Shell(x, faces, mean_normals(x, faces), colours)
 
 
-def clustered(shell: Shell, cell: float) -> Shell:
-    """The vertices of each cube of this side merged into their mean (Rossignac and Borrel, 1993); faces that collapse are dropped."""
-    key = np.floor((shell.x - shell.x.min(0)) / cell).astype(np.int64)
-    size = key.max(0) + 1
-    _, label = np.unique((key[:, 0] * size[1] + key[:, 1]) * size[2] + key[:, 2], return_inverse=True)
-    n = int(label.max()) + 1
-    count = np.bincount(label, minlength=n)[:, None]
-    faces = label[shell.faces]
-    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])]
-    used = np.zeros(n, bool)
+def clustered(shell: Shell, side: float) -> Shell:
+    """The vertices of each cube of this side merged into their mean."""
+    cell, faces = merged_vertices(shell.x, shell.faces, side)
+    used = np.zeros(int(cell.max()) + 1, bool)
     used[faces] = True
-    colours = None if shell.colours is None else (summed(shell.colours, label, n) / count)[used]
-    normals = unit(summed(shell.normals, label, n))
-    return Shell((summed(shell.x, label, n) / count)[used], (np.cumsum(used) - 1)[faces], normals[used], colours)
+    x, normals = cell_means(shell.x, cell)[used], unit(cell_means(shell.normals, cell)[used])
+    colours = None if shell.colours is None else cell_means(shell.colours, cell)[used]
+    return Shell(x, (np.cumsum(used) - 1)[faces], normals, colours)
 
 
 def roughly(shell: Shell, target: int) -> Shell:
     """`clustered` with cubes of a size that leaves at most `target` faces; the mesh itself where it has no more."""
     area = np.linalg.norm(area_vectors(shell.x[shell.faces]), axis=1).sum() / 2
-    cell, small = np.sqrt(3 * area / target), shell
+    side, small = np.sqrt(3 * area / target), shell
     while len(small.faces) > target:
-        small = clustered(shell, cell)
-        cell *= max(1.05, 1.02 * np.sqrt(len(small.faces) / target))
+        small = clustered(shell, side)
+        side *= max(1.05, 1.02 * np.sqrt(len(small.faces) / target))
     return small if len(small.faces) else shell
 
 
 def thinned(shell: Shell, target: int = FACES) -> Shell:
-    """At most about `target` faces: by quadric error (Garland and Heckbert, 1997) where fast-simplification is installed, else by cubes.
+    """At most about `target` faces: by quadric error where fast-simplification is installed, else by cubes.
 
     Normals and colours are those of the fine mesh nearby.
     """
     if len(shell.faces) <= target:
         return shell
+    fine = roughly(shell, ROUGH * target)
     try:
-        import fast_simplification
+        small = simplified(trimesh.Trimesh(fine.x, fine.faces, process=False), target)
     except ImportError:
         log.info("report: the mesh is thinned by merging vertices; pip install fast-simplification==0.2.0 keeps its shape better")
         return roughly(shell, target)
-    fine = roughly(shell, ROUGH * target)
-    x, faces = fast_simplification.simplify(fine.x.astype(np.float32), fine.faces.astype(np.int32), target_count=target)
-    x, faces = np.asarray(x, np.float64), np.asarray(faces, np.int64)
+    x, faces = np.asarray(small.vertices), np.asarray(small.faces)
     nearest = cKDTree(fine.x).query(x)[1]
-    own, near = vertex_normals(x, faces), fine.normals[nearest]
+    own, near = mean_normals(x, faces), fine.normals[nearest]
     normals = np.where((own * near).sum(1, keepdims=True) > 0, near, own)  # on thin parts the nearest may lie on the other side
     return Shell(x, faces, normals, None if fine.colours is None else fine.colours[nearest])
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 
 from utils.errors import UserError
+from utils.files import read_facts
 from utils.image import read_rgb, resize
 
 KIB = 1024
@@ -51,16 +51,6 @@ class Found:
         for word in key.split("."):
             value = value.get(word) if isinstance(value, dict) else None
         return value
-
-
-def read_facts(path: Path) -> dict:
-    """A JSON or YAML mapping; {} for a file that is missing or damaged."""
-    try:
-        text = path.read_text(errors="replace")
-        facts = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -8,7 +8,8 @@ import trimesh
 from torch import Tensor
 
 from confs.schema import Config
-from systems.ground_cut import Plane, Seen, ground_plane, look, lowest_seen, up_axis
+from systems.ground_cut import Plane, Seen, ground_plane, look, lowest_seen
+from systems.placement import up_in_sphere
 from systems.solid import Cached, Field, ViewCut, intersected, repaired
 from utils.errors import UserError
 from utils.marching_cubes import extract
@@ -22,9 +23,9 @@ DRAFT = 128  # cells along the longest side of the mesh that planes are looked f
 class Surface:
     """Extracts the mesh of a system as `export` says."""
 
-    def __init__(self, system, scene: Scene, cfg: Config, device: torch.device):
+    def __init__(self, system, scene: Scene, cfg: Config, device: torch.device, progress: float = 1.0):
         self.system, self.scene, self.cfg, self.device = system, scene, cfg, device
-        self.field: Callable[[Tensor], Tensor] = system.surface()
+        self.field: Callable[[Tensor], Tensor] = system.surface(progress)
         masks = scene.masks is not None and cfg.dataset.apply_mask and cfg.export.mask_dilation >= 0
         self.masks = scene.masks if masks else None
 
@@ -66,6 +67,12 @@ class Surface:
         mesh, dropped = self._largest(repaired(self._extract(intersected(self.field, cuts))))
         return mesh, [*how, dropped]
 
+    def rough(self, resolution: int) -> trimesh.Trimesh:
+        """`sheet` in this many cells along the longest side and with the ground, for a look at it. Raises UserError without a surface."""
+        e = self.cfg.export
+        mesh = extract(self.field, self.cfg.model.radius, resolution, min(e.coarse, resolution // 2), device=self.device)
+        return self._largest(self._culled(mesh)[0])[0]
+
     def _extract(self, field: Field, resolution: int | None = None) -> trimesh.Trimesh:
         e = self.cfg.export
         try:
@@ -100,7 +107,7 @@ class Surface:
         """The plane of `export.cut_ground`; where there is none the log says so."""
         certain = self.cfg.export.cut_ground is True
         masked = self.masks is not None  # the mesh should not hold the ground then
-        plane = ground_plane(seen, self.scene, up_axis(self.scene, self.cfg), certain or not masked, certain or masked)
+        plane = ground_plane(seen, self.scene, up_in_sphere(self.scene, self.cfg), certain or not masked, certain or masked)
         if plane is None:
             say = log.warning if certain else log.info
             say("export.cut_ground: no plane under the object that the cameras look down on; nothing is cut")
@@ -108,7 +115,7 @@ class Surface:
 
     def _floor(self, seen: Seen) -> Plane | None:
         """Where a solid ends below: at the ground where it is to be cut, else at the lowest level that was seen, else where it ends."""
-        up = up_axis(self.scene, self.cfg)
+        up = up_in_sphere(self.scene, self.cfg)
         plane = self._ground(seen) if self.cfg.export.cut_ground else None
         if plane is None and self.masks is not None:
             plane = ground_plane(seen, self.scene, up, False, True)

@@ -11,11 +11,8 @@ import trimesh
 from torch import Tensor
 
 from models.raytrace import MeshTracer, vertex_normals
-from utils.projection import project
+from systems.visibility import LEAST, clear, framed
 from utils.rays import Cameras
-
-LEAST = 0.15  # cosine between normal and direction to a camera, below which the camera says little
-LIFT = 2e-3  # of the sphere's radius: where sight lines start, above the mesh
 
 
 @torch.no_grad()
@@ -32,9 +29,7 @@ def best_views(mesh: trimesh.Trimesh, cameras: Cameras, views: Sequence[int], de
     best, facing = torch.zeros(len(x), n, device=device), torch.full((len(x),), -2.0, device=device)
     towards, hidden = torch.zeros(len(x), n, 3, device=device), -normal
     for i in views:
-        uv, z = project(np.asarray(mesh.vertices), cameras.K[i], cameras.c2w[i])
-        w, h = cameras.size(i)
-        inside = torch.as_tensor((z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1), device=device)
+        inside = torch.as_tensor(framed(np.asarray(mesh.vertices), cameras, i), device=device)
         away = cameras.c2w[i, :, 3].to(x) - x
         distance = away.norm(dim=1, keepdim=True)
         away = away / distance
@@ -43,8 +38,7 @@ def best_views(mesh: trimesh.Trimesh, cameras: Cameras, views: Sequence[int], de
         facing = torch.maximum(facing, cosine)
         at = torch.nonzero(inside & (cosine > LEAST) & (cosine > best.amin(1)))[:, 0]  # the others are seen better by n cameras
         if len(at):
-            hits = tracer(x[at] + normal[at] * LIFT, away[at])
-            at = at[hits.t > distance[at, 0]]
+            at = at[clear(tracer, x[at], normal[at], away[at], distance[at, 0])]
             worst = best[at].argmin(1)
             best[at, worst] = cosine[at]
             towards[at, worst] = -away[at]

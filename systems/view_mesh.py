@@ -1,9 +1,6 @@
 """Meshes of the page of `--view`: the one of the moment, the one of a run folder, and the file that a browser takes."""
 
-import json
-import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +9,12 @@ import trimesh
 from confs.schema import Config
 from models.material import MaterialModel
 from process_data.normalize import points_to_sphere
+from systems.surface import Surface
 from utils.colour import srgb_to_linear
-from utils.marching_cubes import extract
-from utils.mesh import cull_by_masks, cull_unseen, in_world, keep_components, load_mesh
+from utils.decimate import cell_means, merged_vertices
+from utils.glb import INDICES, Buffer, matt
+from utils.mesh import in_world, load_mesh
+from utils.mesh_files import vertex_colours, vertex_normals
 from utils.rays import Scene
 
 RESOLUTION = 128  # cells along the longest side
@@ -26,15 +26,11 @@ def live_mesh(system, scene: Scene, cfg: Config, device: torch.device, progress:
 
     Raises UserError where there is no surface.
     """
-    e, model = cfg.export, system.model
+    model = system.model
     if isinstance(model, MaterialModel):
         mesh = trimesh.Trimesh(model.local.cpu().numpy(), model.frame_faces.cpu().numpy(), process=False)
         return coloured_mesh(thinned(mesh) if len(mesh.faces) > MOST else mesh, system, device, progress)
-    mesh = extract(system.surface(progress), cfg.model.radius, RESOLUTION, min(e.coarse, RESOLUTION // 2), device=device)
-    culled = cull_unseen(mesh, scene.cameras, e.min_views, scene.train)
-    if scene.masks is not None and cfg.dataset.apply_mask:
-        culled = cull_by_masks(culled, scene.cameras, scene.masks, e.mask_dilation, scene.train)
-    return coloured_mesh(keep_components(culled if len(culled.faces) else mesh, e.keep, e.min_faces), system, device, progress)
+    return coloured_mesh(Surface(system, scene, cfg, device, progress).rough(RESOLUTION), system, device, progress)
 
 
 def coloured_mesh(mesh: trimesh.Trimesh, system, device: torch.device, progress: float) -> trimesh.Trimesh:
@@ -51,29 +47,12 @@ def saved_mesh(path: Path, scene: Scene) -> trimesh.Trimesh:
     return thinned(mesh) if len(mesh.faces) > MOST else mesh
 
 
-def vertex_colours(mesh: trimesh.Trimesh) -> np.ndarray | None:
-    """[V, 4] uint8, or None for a mesh without them."""
-    visual: Any = mesh.visual
-    return np.asarray(visual.vertex_colors) if visual.kind == "vertex" else None
-
-
 def thinned(mesh: trimesh.Trimesh, cells: int = 256) -> trimesh.Trimesh:
-    """The mesh with the vertices of each cell of a grid merged into their mean; cells: along its longest side.
-
-    Vertex clustering (Rossignac and Borrel 1993).
-    """
+    """The mesh with the vertices of each cell of a grid merged into their mean; cells: along its longest side."""
     x, colours = np.asarray(mesh.vertices), vertex_colours(mesh)
-    low = x.min(0)
-    cell = np.floor((x - low) * (cells / float((x.max(0) - low).max() or 1))).astype(np.int64)
-    _, group, count = np.unique(cell @ [(cells + 1) ** 2, cells + 1, 1], return_inverse=True, return_counts=True)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(group, column) for column in values.T.astype(float)], 1) / count[:, None]
-
-    faces = group[np.asarray(mesh.faces)]
-    faces = faces[(faces != np.roll(faces, 1, 1)).all(1)]
-    merged = None if colours is None else mean(colours).round().astype(np.uint8)
-    return trimesh.Trimesh(mean(x), faces, vertex_colors=merged, process=False)
+    cell, faces = merged_vertices(x, np.asarray(mesh.faces), float(np.ptp(x, 0).max() or 1) / cells)
+    merged = None if colours is None else cell_means(colours, cell).round().astype(np.uint8)
+    return trimesh.Trimesh(cell_means(x, cell), faces, vertex_colors=merged, process=False)
 
 
 # S. Hill's fit of the ACES film curve, which the page's library applies to all it draws: linear light -> A -> curve -> B
@@ -97,37 +76,15 @@ def glb(mesh: trimesh.Trimesh, coloured: bool) -> bytes:
 
     glTF takes vertex colours as linear light; the film curve is undone, so that they look as in the photographs.
     """
-    normal, faces = np.asarray(mesh.vertex_normals, np.float32), np.asarray(mesh.faces, np.uint32)
-    blobs: list[tuple[np.ndarray, str, int, int]] = [
-        (np.asarray(mesh.vertices, np.float32), "VEC3", 5126, 34962),
-        (normal, "VEC3", 5126, 34962),
-    ]
-    colours = vertex_colours(mesh) if coloured else None
-    coloured = colours is not None
+    colours, buffer = vertex_colours(mesh) if coloured else None, Buffer()
+    attributes = {
+        "POSITION": buffer.array(np.asarray(mesh.vertices, np.float32), bounds=True),
+        "NORMAL": buffer.array(vertex_normals(mesh).astype(np.float32)),
+    }
+    material = {**matt(baseColorFactor=[0.5, 0.5, 0.5, 1], roughnessFactor=0.9), "doubleSided": True}
     if colours is not None:
         srgb = torch.from_numpy(colours[:, :3].astype(float)) / 255
-        blobs.append((before_film(srgb_to_linear(srgb).numpy()).astype(np.float32), "VEC3", 5126, 34962))
-    blobs.append((faces.reshape(-1), "SCALAR", 5125, 34963))
-    views: list[dict] = []
-    accessors: list[dict] = []
-    binary = b""
-    for values, kind, number, target in blobs:
-        data = np.ascontiguousarray(values).tobytes()
-        views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": len(data), "target": target})
-        accessors.append({"bufferView": len(accessors), "componentType": number, "count": len(values), "type": kind})
-        binary += data + bytes(-len(data) % 4)
-    box = {"min": blobs[0][0].min(0).tolist(), "max": blobs[0][0].max(0).tolist()} if len(mesh.vertices) else {}
-    accessors[0].update(box)
-    plain = {"baseColorFactor": [1, 1, 1, 1] if coloured else [0.5, 0.5, 0.5, 1], "metallicFactor": 0, "roughnessFactor": 0.9}
-    material = {"pbrMetallicRoughness": plain, "doubleSided": True, **({"extensions": {"KHR_materials_unlit": {}}} if coloured else {})}
-    attributes = {"POSITION": 0, "NORMAL": 1, **({"COLOR_0": 2} if coloured else {})}
-    primitive = {"attributes": attributes, "indices": len(accessors) - 1, "material": 0}
-    tree = {
-        "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}], "nodes": [{"mesh": 0}], "meshes": [{"primitives": [primitive]}],
-        "materials": [material], "buffers": [{"byteLength": len(binary)}], "bufferViews": views, "accessors": accessors,
-        **({"extensionsUsed": ["KHR_materials_unlit"]} if coloured else {}),
-    }  # fmt: skip
-    text = json.dumps(tree).encode()
-    text += b" " * (-len(text) % 4)
-    head = struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(binary))
-    return head + struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+        attributes["COLOR_0"] = buffer.array(before_film(srgb_to_linear(srgb).numpy()).astype(np.float32))
+        material = {**matt(), "doubleSided": True, "extensions": {"KHR_materials_unlit": {}}}
+    indices = buffer.array(np.asarray(mesh.faces, np.uint32).reshape(-1), INDICES)
+    return buffer.file(attributes, indices, material, {}, {})

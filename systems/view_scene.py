@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from confs.schema import Config
 from process_data.normalize import similarity_parts
-from process_data.region import estimated_up, standing
+from systems.placement import upright_axes
 from utils.image import resize
 from utils.rays import Cameras, Scene
 
@@ -20,15 +20,8 @@ THUMB = 128  # longer side of the photographs on the page, pixels
 
 
 def upright(scene: Scene, cfg: Config) -> np.ndarray:
-    """U [3, 3], from the unit sphere's frame to the page's: by the scene's up direction, else estimated."""
-    _, rotation, _ = similarity_parts(scene.to_world.numpy())
-    if scene.up is not None:
-        return standing(scene.up.numpy()).T @ rotation
-    if cfg.dataset.up == "given":
-        return rotation
-    points = None if scene.points is None else scene.points.double().numpy()
-    up, _ = estimated_up(scene.cameras.c2w.double().numpy(), points, np.zeros(3), cfg.model.radius)
-    return standing(up).T
+    """U [3, 3], from the unit sphere's frame to the page's, whose axes are those of an upright mesh."""
+    return upright_axes(scene, cfg)[0].T @ similarity_parts(scene.to_world.numpy())[1]
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:

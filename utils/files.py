@@ -1,12 +1,30 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all; mappings read from files that may be damaged."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
+
 from utils.errors import UserError
 
 Data = bytes | bytearray | memoryview
+
+
+def read_facts(path: Path) -> dict:
+    """A JSON or YAML mapping; {} for a file that is missing or damaged."""
+    try:
+        text = path.read_text(errors="replace")
+        facts = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def add_facts(path: Path, **found: object) -> None:
+    """Add values to a JSON mapping, which is made where it is missing or damaged; the others are kept."""
+    write_atomic(path, json.dumps({**read_facts(path), **found}, indent=1).encode())
 
 
 def write_atomic(path: str | Path, data: Data | Iterable[Data]) -> None:

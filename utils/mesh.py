@@ -17,7 +17,7 @@ from utils.files import write_atomic
 from utils.mesh_files import WRITERS, area_vectors
 from utils.mesh_files import vertex_colours as _colours
 from utils.mesh_frame import read_frame
-from utils.projection import project
+from utils.projection import in_frame, project
 from utils.rays import Cameras
 
 LOG = logging.getLogger("neus")
@@ -85,8 +85,7 @@ def cull_unseen(mesh: trimesh.Trimesh, cameras: Cameras, min_views: int, views: 
     x, count = np.asarray(mesh.vertices), np.zeros(len(mesh.vertices), np.int64)
     for i in range(len(cameras)) if views is None else views:
         uv, z = project(x, cameras.K[i], cameras.c2w[i])
-        w, h = cameras.size(i)
-        count += (z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1)
+        count += in_frame(uv, z, cameras.size(i))
     keep = count >= min_views
     return mesh if keep.all() else take_faces(mesh, keep[np.asarray(mesh.faces)].all(1))
 

@@ -4,7 +4,6 @@
 """
 
 import io
-import json
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,9 @@ import torch
 import trimesh
 
 from utils.colour import srgb_to_linear
+from utils.glb import INDICES, Y_UP, Buffer, matt
 from utils.mesh_frame import comments
 
-Y_UP = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float64)  # z up to the y up of glTF
 CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
 MATERIAL = "http://schemas.microsoft.com/3dmanufacturing/material/2015/02"
 MODEL = "3D/3dmodel.model"
@@ -37,10 +36,13 @@ def area_vectors(triangles: np.ndarray) -> np.ndarray:
 
 def vertex_normals(mesh: trimesh.Trimesh) -> np.ndarray:
     """Unit normals [V, 3] of the vertices: the mean of the faces around them by area. (0, 0, 1) where there is no area."""
-    faces, v = np.asarray(mesh.faces), len(mesh.vertices)
-    weighted = area_vectors(np.asarray(mesh.vertices, np.float64)[faces])
-    at = faces.ravel()
-    total = np.stack([np.bincount(at, np.repeat(weighted[:, k], 3), minlength=v) for k in range(3)], 1)
+    return mean_normals(np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces))
+
+
+def mean_normals(x: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """`vertex_normals` of vertices x [V, 3] and faces [F, 3]."""
+    weighted, at = area_vectors(x[faces]), faces.ravel()
+    total = np.stack([np.bincount(at, np.repeat(weighted[:, k], 3), minlength=len(x)) for k in range(3)], 1)
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.where(length > 0, total / np.where(length > 0, length, 1), [0.0, 0.0, 1.0])
 
@@ -152,44 +154,17 @@ def threemf(mesh: trimesh.Trimesh) -> bytes:
 
 def glb(mesh: trimesh.Trimesh) -> bytes:
     """Binary glTF 2.0: y up, normals, vertex colours in linear light (16 bits), a matt material."""
-    colours = vertex_colours(mesh)
-    arrays = {"POSITION": (np.asarray(mesh.vertices) @ Y_UP.T).astype("<f4"), "NORMAL": (vertex_normals(mesh) @ Y_UP.T).astype("<f4")}
+    colours, buffer = vertex_colours(mesh), Buffer()
+    attributes = {
+        "POSITION": buffer.array((np.asarray(mesh.vertices) @ Y_UP.T).astype(np.float32), bounds=True),
+        "NORMAL": buffer.array((vertex_normals(mesh) @ Y_UP.T).astype(np.float32)),
+    }
     if colours is not None:
         linear = srgb_to_linear(torch.from_numpy(colours[:, :3] / 255.0)).numpy()
-        arrays["COLOR_0"] = np.concatenate([np.rint(linear * 65535), np.full((len(linear), 1), 65535)], 1).astype("<u2")
-    arrays["indices"] = np.asarray(mesh.faces).astype("<u4").reshape(-1)
-    views: list[dict] = []
-    accessors: list[dict] = []
-    offset = 0
-    for name, array in arrays.items():
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": 34963 if name == "indices" else 34962})
-        kind = {"<f4": 5126, "<u2": 5123, "<u4": 5125}[array.dtype.str]
-        shape = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}[1 if array.ndim == 1 else array.shape[1]]
-        accessors.append({"bufferView": len(accessors), "componentType": kind, "count": len(array), "type": shape})
-        accessors[-1] |= {"normalized": True} if name == "COLOR_0" else {}
-        accessors[-1] |= {"min": array.min(0).tolist(), "max": array.max(0).tolist()} if name == "POSITION" else {}
-        offset += array.nbytes
-    primitive = {
-        "attributes": {name: k for k, name in enumerate(arrays) if name != "indices"},
-        "indices": len(arrays) - 1,
-        "material": 0,
-    }
-    document = {
-        "asset": {"version": "2.0", "extras": {"units": mesh.metadata.get("units", "unknown")}},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [primitive]}],
-        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}],
-        "buffers": [{"byteLength": offset}],
-        "bufferViews": views,
-        "accessors": accessors,
-    }
-    text = json.dumps(document).encode()
-    text += b" " * (-len(text) % 4)
-    data = b"".join(array.tobytes() for array in arrays.values())  # lengths are multiples of 4
-    chunks = struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(data), 0x004E4942) + data
-    return struct.pack("<III", 0x46546C67, 2, 12 + len(chunks)) + chunks
+        values = np.concatenate([np.rint(linear * 65535), np.full((len(linear), 1), 65535)], 1)
+        attributes["COLOR_0"] = buffer.array(values.astype(np.uint16))
+    indices = buffer.array(np.asarray(mesh.faces).astype(np.uint32).reshape(-1), INDICES)
+    return buffer.file(attributes, indices, matt(), {}, {"extras": {"units": mesh.metadata.get("units", "unknown")}})
 
 
 WRITERS: dict[str, Callable[[trimesh.Trimesh], bytes | Iterable[bytes]]] = {

@@ -14,3 +14,9 @@ def project(x: np.ndarray, K: np.ndarray | Tensor, c2w: np.ndarray | Tensor) -> 
     homogeneous = camera @ K.T
     w = homogeneous[:, 2:]
     return homogeneous[:, :2] / np.where(np.abs(w) < 1e-12, 1e-12, w), camera[:, 2]
+
+
+def in_frame(uv: np.ndarray, z: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Whether projected points, pixels uv [P, 2] at depths z [P], lie in a picture of this width and height -> [P] bool."""
+    w, h = size
+    return (z > 0) & (uv >= -0.5).all(1) & (uv < (w - 0.5, h - 0.5)).all(1)

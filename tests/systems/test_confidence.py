@@ -11,7 +11,7 @@ import trimesh
 from confs.load import load_config
 from models.raytrace import MeshTracer
 from process_data.load import load_scene
-from systems import confidence
+from systems import confidence, visibility
 from systems.advice import advice, known_up
 from systems.confidence import Cues
 from systems.confidence_files import colours, summary, vertex_areas
@@ -42,7 +42,8 @@ def tracer_of(mesh):
 def test_a_view_sees_what_faces_it_with_nothing_between():
     mesh = trimesh.util.concatenate([trimesh.creation.icosphere(2, 0.3), trimesh.creation.box((0.05, 1, 1), transform=_at(0.8, 0, 0))])
     x, normal = np.array([[0.3, 0, 0], [0, 0, 0.3]]), np.array([[1.0, 0, 0], [0, 0, 1]])
-    found = confidence.seen_from(x, normal, scene_of((3, 0, 0), (2, 2, 0), (0, 0, 3)), tracer_of(mesh))
+    scene = scene_of((3, 0, 0), (2, 2, 0), (0, 0, 3))
+    found = visibility.seen_from(x, normal, scene.cameras, scene.train, tracer_of(mesh))
     assert found[0, 0] == 0 and found[1, 0] == pytest.approx(1.7 / np.hypot(1.7, 2), abs=1e-3)  # behind the box; past it
     assert found[2, 0] == 0 and found[2, 1] == pytest.approx(1, abs=1e-6) and found[:2, 1].max() == 0
 
@@ -142,7 +143,7 @@ class Ellipsoid:
 
     view_dependent = False
 
-    def surface(self):
+    def surface(self, progress=1.0):
         return lambda x: ((x / torch.tensor(AXES)).norm(dim=1) - 1) * min(AXES)
 
     def colours(self, x, progress):

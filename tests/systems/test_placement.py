@@ -49,7 +49,7 @@ class Ellipsoid:
     def __init__(self, scene, turn):
         self.to_world, self.turn = scene.to_world, torch.from_numpy(turn.copy())
 
-    def surface(self):
+    def surface(self, progress=1.0):
         unit = torch.linalg.det(self.to_world[:3, :3]) ** (1 / 3)
 
         def sdf(x):

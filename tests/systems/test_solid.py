@@ -35,7 +35,7 @@ class Shape:
     def __init__(self, sdf):
         self.sdf = sdf
 
-    def surface(self):
+    def surface(self, progress=1.0):
         return self.sdf
 
     def colours(self, x, progress):
