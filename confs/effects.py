@@ -9,7 +9,7 @@ from utils.schedule import ramp
 # loss weight -> the capability of the method that the term needs
 NEEDS = {
     "rgb": "colour", "rgb_mse": "colour", "rgb_smooth_l1": "colour", "rgb_charbonnier": "colour", "mask": "opacity", "opaque": "opacity",
-    "eikonal": "sdf", "curvature": "sdf", "sparsity": "sdf", "points": "sdf", "distortion": "samples", "distortion_bg": "background",
+    "eikonal": "sdf", "curvature": "sdf", "sparsity": "sdf", "points": "sdf", "patches": "sdf", "free": "sdf", "distortion": "samples", "distortion_bg": "background",
     "interlevel": "proposals", "occlusion": "occlusion",
 }  # fmt: skip
 
@@ -42,6 +42,7 @@ EFFECTS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("model.sdf.skip", lambda c: c.model.sdf.network == "neus", "model.sdf.network=neus"),
     ("model.sdf.activation", lambda c: c.model.sdf.network == "small", "model.sdf.network=small"),
     ("model.sdf.pass_encoding", lambda c: c.model.sdf.network == "small", "model.sdf.network=small"),
+    ("model.dirs_begin", lambda c: c.model.radiance.dirs != "none", "model.radiance.dirs other than none"),
     ("model.radiance.sh_degree", lambda c: c.model.radiance.dirs.endswith("spherical"), "model.radiance.dirs=spherical"),
     ("model.radiance.n_frequencies", lambda c: c.model.radiance.dirs.endswith("frequency"), "model.radiance.dirs=frequency"),
     ("model.radiance.ide_degree", lambda c: c.model.radiance.dirs == "ide", "model.radiance.dirs=ide"),

@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from confs.effects import without_effect
 from confs.model import METHOD_CONFIGS, MethodConfig
-from confs.recipes import MASK_FREE, METHOD_DEFAULTS, PHOTOGRAPHED, POINTS_START
+from confs.recipes import MASK_FREE, METHOD_DEFAULTS, PHOTOGRAPHED, POINTS_START, SWEEP_START
 from confs.schema import Config
 from utils.errors import UserError, suggestion
 
@@ -218,13 +218,14 @@ def load_config(
     overrides: Sequence[str] = (),
     saved: str | None = None,
     masks: bool | None = None,
-    points: bool | None = None,
+    start: str | None = None,
 ) -> Config:
     """Defaults of the schema, the method and the recipe; above them a saved config (YAML text of a checkpoint), a YAML file with
     its bases, `key=value` overrides; checked. What the user gave is never changed.
 
-    masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false. points: whether it has points
-    of structure from motion with their views, where it is known; with them and without masks model.start becomes points.
+    masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false. start: what
+    is known of its surface, where that is known: sweep, points (of structure from motion, with their views) or sphere (nothing); without
+    masks model.start=auto becomes that.
     Raises UserError that names the key and, for a misspelt one, the nearest.
     """
     _register()
@@ -255,12 +256,14 @@ def load_config(
             facts.append(OmegaConf.create({"export": {"texture": True}}))
         learned = OmegaConf.merge(merged, *facts).model.background == "learned"
         recipe = _recipe(MASK_FREE, "learned background", merged, said, method) if learned and not saved else []
-        if OmegaConf.select(merged.model, "start") == "auto" and points is not None:
-            facts.append(OmegaConf.create({"model": {"start": "points" if points and learned else "sphere"}}))
-        if OmegaConf.select(OmegaConf.merge(merged, *facts).model, "start") == "points" and not saved:
-            below_it = OmegaConf.merge(merged, *recipe)
-            assert isinstance(below_it, DictConfig)
-            recipe += _recipe(POINTS_START, "start from points", below_it, said, method)
+        if OmegaConf.select(merged.model, "start") == "auto" and start is not None:
+            facts.append(OmegaConf.create({"model": {"start": start if learned else "sphere"}}))
+        known = OmegaConf.select(OmegaConf.merge(merged, *facts).model, "start")
+        for layer, why, starts in ((POINTS_START, "start from points", ("points", "sweep")), (SWEEP_START, "plane sweep", ("sweep",))):
+            if known in starts and not saved:
+                below_it = OmegaConf.merge(merged, *recipe)
+                assert isinstance(below_it, DictConfig)
+                recipe += _recipe(layer, why, below_it, said, method)
         merged = _merge(method, [*recipe, *below, said, *facts])
     except ConfigKeyError as error:
         raise _unknown(error.full_key or "", method) from None

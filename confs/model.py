@@ -315,8 +315,9 @@ class VolumeConfig(MethodConfig):
 class SurfaceConfig(VolumeConfig):
     """Options of the methods whose geometry is an SDF."""
 
-    start: Literal["auto", "sphere", "points"] = (
-        "auto"  # the surface at step 0; points: fitted to those of structure from motion; auto: points without masks where there are any
+    start: Literal["auto", "sphere", "points", "sweep"] = (
+        "auto"  # the surface at step 0; points: fitted to those of structure from motion; sweep: to those of a plane sweep through the sphere;
+        # auto: without masks sweep, or points where it finds too few
     )
     refine: float = 0.5  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
     cos_anneal_end: float = 0.25  # progress from which the true cosine is used
@@ -340,6 +341,13 @@ class SurfaceConfig(VolumeConfig):
 class NeuSConfig(SurfaceConfig):
     name: str = "neus"
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
+    dirs_begin: float = (
+        0.0  # progress from which colours depend on the view direction; before, photographs agree on the surface or are wrong
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("model", dirs_begin=(0 <= self.dirs_begin <= 1, f"must lie in [0, 1], got {self.dirs_begin}"))
 
 
 @dataclass(frozen=True)

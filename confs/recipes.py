@@ -41,3 +41,10 @@ POINTS_START = {
     },
     "loss": {"points": 0.3, "curvature": [0.02, 0, 0.2, 0.8]},
 }
+
+# model.start=sweep, above POINTS_START: dense points and the free space before them hold hollows open, and so do colours that may not
+# depend on the direction at first, so that no membrane can be painted over a hollow (docs/recipes.md, "Without masks").
+SWEEP_START = {
+    "model": {"dirs_begin": 0.3},
+    "loss": {"patches": [0.3, 0, 0.1, 0.5], "free": 0.2},
+}

@@ -87,6 +87,8 @@ class LossConfig:
     opaque: Any = 0.0  # entropy of opacity: rays hit or miss; against half-transparent objects, late in a run
     sparsity: Any = 0.0  # exp(-sparsity_scale |sdf|) on random points: removes surfaces outside every view
     points: Any = 0.0  # |sdf| at structure-from-motion points, where the scene has them (Geo-NeuS)
+    free: Any = 0.0  # points of free space, where the scene has them, that the surface encloses or touches
+    patches: Any = 0.0  # 1 - correlation of patches between photographs, through the surface (Geo-NeuS); where photographs have texture
     distortion: Any = 0.0  # spread of a ray's weights: concentrates a NeRF's density at surfaces (mip-NeRF 360), 0.001 to 0.01
     distortion_bg: Any = 0.0  # the same on the learned background
     interlevel: Any = 1.0  # trains the proposal networks to bound the final weights; leave at 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from confs.model import SurfaceConfig
+from confs.model import NeuSConfig, SurfaceConfig
 from models.background import Background
 from models.density import Variance, neus_alpha
 from models.estimators import OccupancyGrid
@@ -22,6 +22,7 @@ from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Spec, ramp
 
 LONG = 2.0  # an interval is long when its length times inv_s exceeds this
+DIRS_RAMP = 0.1  # of the run, over which the view direction comes in
 EARLY_STOP = 1e-4  # samples behind this transmittance have weight 0
 
 
@@ -43,6 +44,7 @@ class NeuS(Method):
         """levels: schedule of the open levels of the SDF's encoding."""
         super().__init__(cfg)
         self.refine, self.cos_anneal_end = cfg.refine, cfg.cos_anneal_end
+        self.dirs_begin = cfg.dirs_begin if isinstance(cfg, NeuSConfig) else 0.0
         self.sdf, self.radiance, self.variance = sdf, radiance, Variance(cfg.variance.init)
         self.sampler, self.background, self.composite_backend = sampler, background, composite_backend
         self.levels, self.steps = ramp(levels), step_lengths(cfg)
@@ -66,6 +68,10 @@ class NeuS(Method):
     def inv_s(self, context: RenderContext) -> Tensor:
         """The sharpness within its bounds."""
         return self.variance(context.max_inv_s, context.min_inv_s)
+
+    def dirs_share(self, progress: float) -> float:
+        """What the view direction counts for colours, in [0, 1]."""
+        return 1.0 if self.dirs_begin == 0 else min(max((progress - self.dirs_begin) / DIRS_RAMP, 0.0), 1.0)
 
     def anneal(self, progress: float) -> float:
         return 1.0 if self.cos_anneal_end == 0 else min(1.0, progress / self.cos_anneal_end)
@@ -151,7 +157,8 @@ class NeuS(Method):
     ) -> Tensor:
         """sRGB [S, 3] of samples at points [S, 3] with unit normals [S, 3] and opacities alpha [S]."""
         assert isinstance(self.radiance, RadianceNetwork)
-        encoded = self.radiance.encode_dirs(rays.dirs, context.embedding).index_select(0, samples.ray_indices)
+        encoded = self.radiance.encode_dirs(rays.dirs, context.embedding, self.dirs_share(context.progress))
+        encoded = encoded.index_select(0, samples.ray_indices)
         return self.radiance(field.feature, normal, encoded)
 
     def _fields(self, points: Tensor, extra: Tensor | None, context: RenderContext) -> tuple[FieldOutput, FieldOutput | None]:

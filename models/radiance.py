@@ -32,9 +32,13 @@ class RadianceNetwork(nn.Module):
         self.encoding, self.n_embedding = encoding, n_embedding
         self.net = mlp(n_features + 3 * use_normal + (encoding.width if encoding else 0) + n_embedding, hidden, layers, 3)
 
-    def encode_dirs(self, dirs: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Unit directions [N, 3] and vectors [N, n_embedding] (None: 0) -> [N, width + n_embedding]; width 0 without an encoding."""
+    def encode_dirs(self, dirs: Tensor, embedding: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """Unit directions [N, 3] and vectors [N, n_embedding] (None: 0) -> [N, width + n_embedding]; width 0 without an encoding.
+
+        share: of the encoding that is let through.
+        """
         encoded = self.encoding(dirs) if self.encoding else dirs[:, :0]
+        encoded = encoded * share if share < 1 else encoded
         if not self.n_embedding:
             return encoded
         return torch.cat([encoded, dirs.new_zeros(len(dirs), self.n_embedding) if embedding is None else embedding], 1)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from process_data.edges import scene_edges
 from utils.rays import Cameras, RayBatch, Rays, Scene, sphere_span
 
-N_POINTS = 512  # structure-from-motion points that come with a batch
+N_POINTS = 512  # points on the surface, and as many of free space, that come with a batch
 
 
 def make_rays(cameras: Cameras, view: Tensor, uv: Tensor, radius: float) -> Rays:
@@ -57,6 +57,9 @@ class RayDataset(Dataset):
         self.pixels = scene.images.to(device).reshape(-1, 3)
         self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
         self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
+        self.n_surface = 0 if self.points is None else len(self.points)
+        if self.points is not None and scene.free is not None and len(scene.free):
+            self.points = torch.cat([self.points, scene.free.to(self.points)])
         self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
         self.widths = self.cameras.sizes[:, 0].contiguous()
         areas = scene.cameras.sizes.prod(1)[list(scene.train)]
@@ -77,11 +80,12 @@ class RayDataset(Dataset):
         return torch.randint(high, (world * n,), generator=generator)[rank * n : (rank + 1) * n]
 
     def draw_points(self, step: int) -> Tensor | None:
-        """[N_POINTS] int64, of the scene's points, with replacement; None where it has none."""
+        """[N_POINTS] int64, of the scene's points, with replacement, and as many of free space; None where it has none."""
         if self.points is None:
             return None
         generator = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step))
-        return self._part(len(self.points), N_POINTS, generator)
+        surface, n_free = self._part(self.n_surface, N_POINTS, generator), len(self.points) - self.n_surface
+        return torch.cat([surface, self.n_surface + self._part(n_free, N_POINTS, generator)]) if n_free else surface
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
         points = self.draw_points(item[0])
@@ -102,7 +106,9 @@ class RayDataset(Dataset):
         rgb = self._colours(flat).to(torch.float32) / 255
         mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
         chosen = None if points is None or self.points is None else self.points[points]
-        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, chosen, uv)
+        free = None if chosen is None or len(chosen) == N_POINTS else chosen[N_POINTS:]
+        surface = None if chosen is None else chosen[:N_POINTS]
+        return RayBatch(make_rays(self.cameras, view, uv, self.radius), rgb, mask, view, surface, uv, free)
 
     def _colours(self, flat: Tensor) -> Tensor:
         """[R, 3] uint8 of the pixels [R], those at a mask's edge repaired (`process_data/edges.py`)."""

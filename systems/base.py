@@ -16,6 +16,7 @@ from models.method import Method, RenderContext, RenderOutput
 from systems.export import export_mesh
 from systems.losses import LossInputs, weighted_terms
 from systems.parallel import ALONE, Ranks
+from systems.patches import Patches
 from systems.together import EVERY, value_counts
 from utils.errors import UserError
 from utils.log import RunFolder
@@ -58,6 +59,7 @@ class RaySystem:
         self.held = False
         self.ranks: Ranks = ALONE  # the processes that share the rays of a step
         self._counts: dict[str, int] | None = None
+        self.patches: Patches | None = None
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -73,10 +75,16 @@ class RaySystem:
 
     def prepare(self, scene: Scene) -> None:
         """Check the scene before training: warns of loss terms that need data it does not have."""
-        lacking = {"mask": "masks" if scene.masks is None else "", "points": "structure-from-motion points" if scene.points is None else ""}
-        for name, what in lacking.items():
+        patches = self.weights["patches"]
+        self.patches = Patches(scene, self.device) if patches.start or patches.end else None
+        needed = {
+            "mask": (scene.masks, "masks"),
+            "points": (scene.points, "points on its surface"),
+            "free": (scene.free, "known free space"),
+        }
+        for name, (data, what) in needed.items():
             weight = self.weights[name]
-            if what and (weight.start or weight.end):
+            if data is None and (weight.start or weight.end):
                 log.warning("loss.%s has no effect: %s has no %s", name, scene.name, what)
 
     def begin(self, scene: Scene) -> None:
@@ -156,7 +164,7 @@ class RaySystem:
         if distractors is not None and batch.uv is not None:
             rgb = distractors.trusted(batch.view, batch.uv, truth, output.render.rgb, progress)
             output = replace(output, render=replace(output.render, rgb=rgb))
-        inputs = LossInputs(batch, truth, output, self.model, self.cfg.loss, context)
+        inputs = LossInputs(batch, truth, output, self.model, self.cfg.loss, context, self.patches)
         terms = weighted_terms(inputs, weight)
         self._counts = None if self.ranks.alone else value_counts(inputs)
         self._note(output, truth, context)

@@ -16,7 +16,10 @@ from confs.schema import LossConfig
 from models.method import Method, RenderContext, RenderOutput
 from models.proposal import PropNetEstimator
 from models.volrend import distortion as packed_distortion
+from systems.patches import Patches
 from utils.rays import RayBatch
+
+CLEARANCE = 0.01  # radii between free space and the surface
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class LossInputs:
     model: Method
     cfg: LossConfig
     context: RenderContext
+    patches: Patches | None = None  # of the scene, where loss.patches is on
 
 
 def _same(a: Tensor, b: Tensor) -> None:
@@ -121,6 +125,11 @@ def bending(laplacian: Tensor, eps: float, real: Tensor | None = None) -> Tensor
 def sparsity(sdf: Tensor, scale: float, real: Tensor | None = None) -> Tensor:
     """Mean exp(-scale |sdf|) over points [P]: removes surfaces outside every view (SparseNeuS, 2022)."""
     return mean_of(torch.exp(-scale * sdf.abs()), real)
+
+
+def free(sdf: Tensor, clearance: float) -> Tensor:
+    """Mean of what the signed distance [P] in free space lacks to the clearance."""
+    return (clearance - sdf).clamp(min=0).mean()
 
 
 def occlusion(predicted: Tensor, marched: Tensor) -> Tensor:
@@ -230,6 +239,8 @@ TERMS: dict[str, Callable[[LossInputs], Tensor | None]] = {
     "opaque": lambda e: opaque(e.output.render.opacity),
     "sparsity": _sparsity,
     "points": _points,
+    "free": lambda e: None if e.batch.free is None else free(e.model.sdf_at(e.batch.free, e.context), CLEARANCE * e.model.radius),
+    "patches": lambda e: None if e.patches is None else e.patches(e.batch, e.output, e.model, e.context),
     "distortion": _distortion,
     "distortion_bg": _distortion_bg,
     "interlevel": _interlevel,

@@ -25,9 +25,12 @@ class NeuSSystem(RaySystem):
         self.watch = InvSWatch(min(first, model.max_inv_s(0.0)))
 
     def begin(self, scene: Scene) -> None:
-        """Before step 0: a surface from the points, where model.start=points."""
-        if self.model.cfg.start == "points" and not start_from_points(self.model, scene, self.cfg.seed or 0, self.device):
-            log.warning("model.start=points: too few points inside the sphere, or unknown which views see them; starting from a sphere")
+        """Before step 0: a surface from the points, where model.start is points or sweep."""
+        if self.model.cfg.start in ("points", "sweep") and not start_from_points(self.model, scene, self.cfg.seed or 0, self.device):
+            log.warning(
+                "model.start=%s: too few points inside the sphere, or unknown which views see them; starting from a sphere",
+                self.model.cfg.start,
+            )
         self.watch.first = min(math.exp(10 * self.model.variance.v.item()), self.model.max_inv_s(0.0))
 
     def slow_stats(self, progress: float) -> dict[str, float]:

@@ -23,6 +23,8 @@ from systems.cameras import refined
 from systems.finish import Wanted, finish
 from systems.parallel import NoFolder, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
+from systems.plane_sweep import swept
+from systems.start import oriented_points
 from systems.trainer import Trainer
 from systems.view import live_view, look
 from utils import checkpoint
@@ -41,7 +43,7 @@ class Job:
     """A run's config, the way to load it again with more known of the scene, and its checkpoint where there is one."""
 
     cfg: Config
-    load: Callable[..., Config]  # (masks=False, points=True) -> the config with this known of the scene
+    load: Callable[..., Config]  # (masks=False, start="points") -> the config with this known of the scene
     state: dict | None = None
     path: Path | None = None
 
@@ -116,18 +118,31 @@ def run_folder(cfg: Config, resume: Path | None, writes: bool = True) -> RunFold
     return kind(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
 
 
-def fit_to_scene(job: Job, scene: Scene) -> Config:
-    """The job's config, or the one without masks where it uses masks that the scene does not have."""
+def fit_to_scene(job: Job, scene: Scene, start: str | None = None) -> Config:
+    """The job's config with `start` known of the surface, or the one without masks where it uses masks that the scene does not have."""
     cfg = job.cfg
-    points = scene.tracks is not None and len(scene.tracks) > 0
     if not cfg.dataset.apply_mask or scene.masks is not None:
-        return job.load(points=points)
+        return job.load(start=start)
     log.warning(
         "%s has no masks: training without them, with a learned background; for photographs on a plain background set "
         "dataset.apply_mask=false model.background=white (or black)",
         cfg.dataset.root_dir,
     )
-    return job.load(masks=False, points=points)
+    return job.load(masks=False, start=start)
+
+
+def with_surface(job: Job, scene: Scene, run: RunFolder, writes: bool) -> tuple[Scene, Config]:
+    """The scene with the points of a plane sweep where the config wants them, and the config with the best start that there is."""
+    radius = job.cfg.model.radius
+    if job.state:
+        return (swept(scene, radius, run, writes) or scene if getattr(job.cfg.model, "start", "") == "sweep" else scene), job.cfg
+    cfg = fit_to_scene(job, scene)
+    kind = getattr(cfg.model, "start", "sphere")
+    found = None
+    if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned"):
+        found = swept(scene, radius, run, writes)
+    start = "sweep" if found is not None else "points" if oriented_points(scene, radius) is not None else "sphere"
+    return found or scene, fit_to_scene(job, scene, start)
 
 
 def trained_frame(scene: Scene, run: RunFolder) -> Scene:
@@ -182,13 +197,17 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
     try:
         scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)
         scene = trained_frame(scene, run) if state else scene
-        cfg = fit_to_scene(job, scene) if train and not state else cfg
         if train:
+            began = time.perf_counter()
+            unknown = scene
+            scene, cfg = ranks.in_turn(lambda: with_surface(job, unknown, run, ranks.first))
+            took = time.perf_counter() - began
             run.record_source(to_yaml(cfg))
             if ranks.first:
                 record_scene(scene, cfg, run)
             ranks.check_same([*scene.to_world.flatten().tolist(), float(len(scene.train))], "the scene")
             trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device, ranks)
+            trainer.spent = took
             if state and path:
                 trainer.load(state, path)
                 log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)

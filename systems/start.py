@@ -15,10 +15,12 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from models.neus import NeuS
+from systems.free_space import free_cells, numbers
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
 LEAST = 200  # points inside the sphere below which they do not describe a surface
+COARSE = 2000  # points of a thinned cloud
 NEIGHBOURS = 12  # points whose planes are averaged, and from which a normal is estimated
 STEPS, BATCH, LR = 200, 4096, 0.005  # of the fit
 FAR = 0.25  # radii: distances are not fitted beyond it, their sign alone is
@@ -81,6 +83,14 @@ def _queries(o: Oriented, radius: float, n: int, rng: np.random.Generator) -> tu
     free = free[np.linalg.norm(free, axis=1) < radius][:n]
     x = np.concatenate([near, anywhere, free])
     target, distance = signed_distance(o, tree, x)
+    if len(o.points) > COARSE:  # far from a dense cloud, the planes of a few near points say nothing about the side
+        some = rng.choice(len(o.points), COARSE, replace=False)
+        gap = cKDTree(o.points[some]).query(o.points[some], 7)[0][:, 6]
+        coarse = Oriented(o.points[some], o.normals[some], gap, o.eyes, o.seen)
+        off = distance > np.median(gap)
+        target[off] = signed_distance(coarse, cKDTree(coarse.points), x[off])[0]
+    free = free_cells(o.eyes, o.seen, float(np.median(o.spacing)), radius)[numbers(x, radius)]
+    target = np.where(free, np.maximum(target, 0.7 * distance), target)
     target = np.sign(target) * np.minimum(np.abs(target), np.minimum(distance, FAR * radius))
     bound = np.zeros(len(x), bool)
     bound[2 * n :] = True
@@ -101,7 +111,7 @@ def start_from_points(model: NeuS, scene: Scene, seed: int, device: torch.device
     with torch.no_grad():
         model.variance.v.fill_(float(np.log(SHARPNESS / radius) / 10))
     log.info(
-        "start from %d structure-from-motion points: the SDF is fitted to %.4f radii (mean), inv_s %.0f, %.0f s",
+        "start from %d points on the surface: the SDF is fitted to %.4f radii (mean), inv_s %.0f, %.0f s",
         *(len(oriented.points), error / radius, SHARPNESS / radius, time.perf_counter() - began),
     )
     return True

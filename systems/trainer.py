@@ -64,6 +64,7 @@ class Trainer:
         self.average = Average(system.model, 1 - cfg.trainer.average)
         self.clock = Clock()
         self.rate = self.saved_at = 0.0
+        self.spent = 0.0  # seconds of the training before its first step
         self.measured: tuple[float, float, float] = (0, 0, 0.0)  # steps, rays and seconds that `rate` does not know yet
         self.n_rays = cfg.trainer.n_rays
         self.skipped = self.skipped_in_row = 0
@@ -79,7 +80,7 @@ class Trainer:
         if self.clock.step == 0 and not self.clock.seconds:
             began = time.perf_counter()
             self.system.begin(self.scene)
-            self.clock.seconds = time.perf_counter() - began
+            self.clock.seconds = self.spent + time.perf_counter() - began
         with self._signals(), self._bar() as self.bar, self.together.guarded():
             self.together.align()
             while self.progress < 1 and not self.stop_signal:

@@ -79,16 +79,17 @@ class RayBatch(_Movable):
     rgb: Tensor  # [R, 3] in [0, 1], as photographed
     mask: Tensor | None  # [R] in [0, 1], 1 on the object
     view: Tensor  # [R] int64, which photograph
-    points: Tensor | None = None  # [P, 3] structure-from-motion points, drawn anew for every batch
+    points: Tensor | None = None  # [P, 3] points on the surface, known before training, drawn anew for every batch
     uv: Tensor | None = None  # [R, 2] the pixels
+    free: Tensor | None = None  # [P, 3] points of free space, drawn anew for every batch
 
     def __post_init__(self) -> None:
         r = len(self.rays)
-        _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3), uv=(r, 2))
+        _check(self, rgb=(r, 3), mask=(r,), view=(r,), points=(None, 3), uv=(r, 2), free=(None, 3))
 
     def to(self, device: torch.device | str) -> "RayBatch":
-        mask, points, uv = (None if t is None else t.to(device) for t in (self.mask, self.points, self.uv))
-        return RayBatch(self.rays.to(device), self.rgb.to(device), mask, self.view.to(device), points, uv)
+        mask, points, uv, free = (None if t is None else t.to(device) for t in (self.mask, self.points, self.uv, self.free))
+        return RayBatch(self.rays.to(device), self.rgb.to(device), mask, self.view.to(device), points, uv, free)
 
 
 @dataclass(frozen=True)
@@ -224,15 +225,25 @@ class Scene:
     test: tuple[int, ...]  # views held out
     names: tuple[str, ...]  # of the image files
     test_background: str = "black"  # behind masked photographs in tests: black, white, or image (photographs as they are)
-    points: Tensor | None = None  # [P, 3] structure-from-motion points, unit-sphere frame
+    points: Tensor | None = None  # [P, 3] points on the surface, of structure from motion or a plane sweep, unit-sphere frame
     tracks: Tensor | None = None  # [M, 2] int64 pairs (point, view): the views that see each point
     arbitrary_world: bool = False  # the axes of the world mean nothing: those of structure from motion
     up: Tensor | None = None  # [3] float64, unit: up in the world, estimated or set; None: the axes are those of the files
     metres_per_unit: float | None = None  # of the world, where markers in the photographs tell it
+    free: Tensor | None = None  # [Q, 3] points known to lie in free space
 
     def __post_init__(self) -> None:
         n, h, w = self.images.shape[:3]
-        _check(self, images=("N", "H", "W", 3), masks=("N", "H", "W"), to_world=(4, 4), points=(None, 3), tracks=(None, 2), up=(3,))
+        _check(
+            self,
+            images=("N", "H", "W", 3),
+            masks=("N", "H", "W"),
+            to_world=(4, 4),
+            points=(None, 3),
+            tracks=(None, 2),
+            up=(3,),
+            free=(None, 3),
+        )
         if (len(self.cameras), self.cameras.height, self.cameras.width) != (n, h, w) or len(self.names) != n:
             raise ValueError(
                 f"Scene: {n} images of {h}x{w} but {len(self.cameras)} cameras of {self.cameras.height}x{self.cameras.width} and {len(self.names)} names"

@@ -100,7 +100,12 @@ def count_steps(
     with pretended_cuda(located) as tally, torch.autograd.set_detect_anomaly(located, check_nan=False):
         device = torch.device("cuda")
         world = load_scene(cfg.dataset, cfg.model.radius)
-        cfg = load_config(ROOT / config, words, masks=world.masks is not None, points=world.tracks is not None and len(world.tracks) > 0)
+        cfg = load_config(
+            ROOT / config,
+            words,
+            masks=world.masks is not None,
+            start="points" if world.tracks is not None and len(world.tracks) else "sphere",
+        )
         trainer = Trainer(build_system(cfg, device, world), world, cfg, RunFolder(folder / "run"), device)
         trainer.clock.seconds = 1e-9  # not the first step of a run: no start from points
         trainer.clock.step = round(progress * cfg.trainer.max_steps) // every * every - 4

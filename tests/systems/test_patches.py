@@ -1,0 +1,210 @@
+"""Evidence between photographs: patches carried through the surface, the plane sweep, free space, colours without directions."""
+
+import numpy as np
+import pytest
+import torch
+
+from confs.load import load_config
+from models.method import RenderOutput
+from process_data.rays import RayDataset, make_rays
+from systems import plane_sweep
+from systems.build import build_system
+from systems.free_space import CELLS, CROSSED, centres, free_cells, numbers
+from systems.losses import free
+from systems.patches import BEST, RAYS, Patches, source_views
+from tests.scenes import ring_cameras
+from utils.log import RunFolder
+from utils.rays import Cameras, FieldOutput, Render, Scene
+
+BALL, SIDE = 0.6, 120
+CPU = torch.device("cpu")
+
+
+def paint(x):
+    """Grey levels [P] in (0, 1) of points [P, 3], without a pattern that repeats."""
+    waves = torch.tensor([[9.0, 3, 5], [-4, 11, 2], [6, -7, 13], [17, 5, -9], [3, 16, 12]])
+    return 0.5 + 0.1 * torch.sin(x @ waves.T + torch.arange(5.0)).sum(1).clamp(-4.5, 4.5)
+
+
+def ball_scene(n=20, texture=True):
+    """A ball with a texture before grey, seen by a ring of cameras."""
+    c2w = torch.from_numpy(ring_cameras(n)).float()
+    K = torch.tensor([[160.0, 0, SIDE / 2 - 0.5], [0, 160, SIDE / 2 - 0.5], [0, 0, 1]]).expand(n, 3, 3)
+    cameras = Cameras(K.contiguous(), c2w, SIDE, SIDE)
+    images = torch.full((n, SIDE, SIDE, 3), 128, dtype=torch.uint8)
+    v, u = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    uv = torch.stack([u, v], -1).reshape(-1, 2).float()
+    for i in range(n):
+        rays = make_rays(cameras, torch.full((len(uv),), i), uv, BALL)
+        hit = rays.near < rays.far
+        colour = (paint(rays.origins + rays.near[:, None] * rays.dirs) * 255).round() if texture else torch.full((len(uv),), 90.0)
+        images[i].view(-1, 3)[hit] = colour[hit, None].to(torch.uint8).expand(-1, 3)
+    names = tuple(f"{i}.png" for i in range(n))
+    return Scene("ball", images, None, cameras, torch.eye(4, dtype=torch.float64), tuple(range(1, n)), (0,), names)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return ball_scene()
+
+
+def some_pixels(scene, n=300):
+    view = torch.tensor(scene.train)[torch.randint(len(scene.train), (n,))]
+    uv = torch.randint(35, SIDE - 35, (n, 2)).float()
+    rays = make_rays(scene.cameras, view, uv, BALL)
+    hit = rays.near < rays.far
+    return view[hit], uv[hit], rays[hit]
+
+
+# ------------------------------------------------------------------------------------------------ patches
+def test_a_patch_looks_alike_through_the_true_surface_alone(scene):
+    patches, (view, uv, rays) = Patches(scene, CPU), some_pixels(scene)
+
+    def cost(off):
+        x = rays.origins + rays.near[:, None] * rays.dirs
+        found, valid = patches.compare(view, uv, rays.origins, rays.dirs, rays.near + off, x / BALL)
+        assert valid.float().mean() > 0.3
+        return float(found[valid].mean())
+
+    assert cost(0.0) < 0.06 and cost(0.03) > 3 * cost(0.0) and cost(-0.03) > 3 * cost(0.0)
+
+
+def test_the_slope_of_the_cost_leads_to_the_surface(scene):
+    patches, (view, uv, rays) = Patches(scene, CPU), some_pixels(scene)
+    normal = (rays.origins + rays.near[:, None] * rays.dirs) / BALL
+    for off in (0.02, -0.02):
+        t = (rays.near + off).requires_grad_()
+        cost, valid = patches.compare(view, uv, rays.origins, rays.dirs, t, normal)
+        (slope,) = torch.autograd.grad((cost * valid).sum(), t)
+        seen = valid.any(1)
+        assert (slope[seen] * off > 0).float().mean() > 0.9
+    step = 1e-3
+    here, there = (patches.compare(view, uv, rays.origins, rays.dirs, rays.near + 0.02 + s, normal)[0] * valid for s in (-step, step))
+    t = (rays.near + 0.02).requires_grad_()
+    (slope,) = torch.autograd.grad((patches.compare(view, uv, rays.origins, rays.dirs, t, normal)[0] * valid).sum(), t)
+    assert torch.corrcoef(torch.stack([(there - here).sum(1) / (2 * step), slope]))[0, 1] > 0.98
+
+
+class Ball(torch.nn.Module):
+    """The distance to a ball of a learned radius."""
+
+    pose = None
+    radius = 1.0
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = torch.nn.Parameter(torch.tensor(size))
+
+    def field_at(self, points, context):
+        away = points.norm(dim=1)
+        return FieldOutput(away - self.size, points / away[:, None], points[:, :0])
+
+
+@pytest.mark.parametrize(("size", "sign"), [(BALL - 0.015, -1), (BALL + 0.015, 1)])
+def test_the_term_moves_a_surface_to_the_true_one(scene, size, sign):
+    batch = RayDataset(scene, 1.0, seed=0)[(0, 2000)]
+    model = Ball(size)
+    span = make_rays(scene.cameras, batch.view, batch.uv, size)
+    hit = span.near < span.far
+    render = Render(batch.rgb, hit.float(), torch.where(hit, span.near, 0.0), torch.zeros_like(batch.rgb))
+    found = Patches(scene, CPU)(batch, RenderOutput(render), model, None)
+    found.backward()
+    assert 0 < found < 1 and model.size.grad * sign > 0
+    nothing = Render(batch.rgb, torch.zeros(2000), torch.zeros(2000), torch.zeros_like(batch.rgb))
+    assert Patches(scene, CPU)(batch, RenderOutput(nothing), model, None) == 0
+    assert RAYS * BEST > 0
+
+
+def test_patches_are_looked_for_in_other_training_views(scene):
+    chosen, serve = source_views(scene.cameras.c2w, list(scene.train))
+    for i in range(len(chosen)):
+        used = chosen[i][serve[i]].tolist()
+        assert used and i not in used and 0 not in used  # 0 is held out
+
+
+# ------------------------------------------------------------------------------------------------ plane sweep
+def test_the_sweep_finds_the_surface_and_the_free_space(scene):
+    cloud = plane_sweep.sweep(scene, 1.0)
+    away = np.abs(np.linalg.norm(cloud.points, axis=1) - BALL)
+    assert len(cloud.points) > 500 and np.median(away) < 0.01 and np.quantile(away, 0.95) < 0.02
+    assert 0 not in cloud.tracks[:, 1] and cloud.tracks[:, 0].max() == len(cloud.points) - 1
+    out = np.linalg.norm(cloud.free, axis=1)
+    assert len(cloud.free) > 500 and out.min() > BALL
+
+
+def test_too_little_is_found_without_texture(tmp_path):
+    assert plane_sweep.swept(ball_scene(12, texture=False), 1.0, RunFolder(tmp_path)) is None
+
+
+def test_a_sweep_is_kept_in_the_run_folder(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(plane_sweep, "PIXELS", 6000)
+    run = RunFolder(tmp_path / "run")
+    first = plane_sweep.swept(scene, 1.0, run)
+    assert (tmp_path / "run/points.npz").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(plane_sweep, "sweep", lambda *a: pytest.fail("swept again"))
+        again = plane_sweep.swept(scene, 1.0, run)
+    assert torch.equal(first.points, again.points) and torch.equal(first.free, again.free) and torch.equal(first.tracks, again.tracks)
+    calls = []
+    monkeypatch.setattr(plane_sweep, "sweep", lambda *a: calls.append(a))
+    assert plane_sweep.swept(scene, 0.9, run) is None and calls  # another sphere: not these points
+    (tmp_path / "run/points.npz").write_bytes(b"PK\x03\x04 not an archive")
+    assert plane_sweep.swept(scene, 1.0, run) is None and len(calls) == 2
+
+
+# ------------------------------------------------------------------------------------------------ free space
+def test_cells_before_a_seen_point_are_free():
+    eyes, seen = np.tile([3.0, 0, 0], (CROSSED, 1)), np.tile([0.1, 0, 0], (CROSSED, 1))
+    cells = free_cells(eyes, seen, 0.01, 1.0)
+    x = centres(cells, 1.0)
+    assert len(x) and np.abs(x[:, 1:]).max() < 2 / CELLS and x[:, 0].min() > 0.1 + 2 / CELLS and x[:, 0].max() > 0.97
+    assert not cells[numbers(np.array([[-0.5, 0, 0]]), 1.0)[0]]  # behind the point
+    assert not free_cells(eyes[:1], seen[:1], 0.01, 1.0).any()  # one line of sight may be a mistake
+
+
+def test_lines_to_points_beyond_the_sphere_free_it():
+    eyes, seen = np.tile([3.0, 0.2, 0], (CROSSED, 1)), np.tile([-5.0, 0.2, 0], (CROSSED, 1))
+    x = centres(free_cells(eyes, seen, 0.01, 1.0), 1.0)
+    assert x[:, 0].min() < -0.95 and x[:, 0].max() > 0.95
+
+
+def test_the_term_of_free_space_counts_what_is_enclosed():
+    assert free(torch.tensor([-0.02, 0.0, 0.5]), 0.01) == pytest.approx((0.03 + 0.01) / 3)
+
+
+def test_a_batch_brings_points_and_free_space(scene):
+    from dataclasses import replace
+
+    points, clear = torch.rand(50, 3), torch.rand(70, 3) + 5
+    batch = RayDataset(replace(scene, points=points, free=clear), 1.0, seed=0)[(3, 16)]
+    assert batch.points.max() <= 1 and batch.free.min() >= 5 and len(batch.points) == len(batch.free)
+    alone = RayDataset(replace(scene, points=points), 1.0, seed=0)[(3, 16)]
+    assert alone.free is None and torch.equal(alone.points, batch.points)
+
+
+# ------------------------------------------------------------------------------------------------ config
+@pytest.mark.parametrize(
+    ("words", "start", "expected"),
+    [
+        (["model.background=learned", "dataset.apply_mask=false"], "sweep", ("sweep", 0.2, 0.3)),
+        (["model.background=learned", "dataset.apply_mask=false"], "points", ("points", 0.0, 0.0)),
+        (["model.background=learned", "dataset.apply_mask=false"], None, ("auto", 0.0, 0.0)),
+        (["dataset.apply_mask=true"], "sweep", ("sphere", 0.0, 0.0)),
+        (["model.start=sweep", "loss.free=0.7"], None, ("sweep", 0.7, 0.3)),
+    ],
+)
+def test_the_start_follows_what_is_known(words, start, expected):
+    cfg = load_config(None, words, start=start)
+    assert (cfg.model.start, cfg.loss.free, cfg.model.dirs_begin) == expected
+
+
+def test_colours_do_not_depend_on_the_direction_before_dirs_begin():
+    cfg = load_config(None, ["model.dirs_begin=0.5", "model.grid.n_levels=4", "model.grid.log2_size=10", "model.grid.levels=4"])
+    model = build_system(cfg, CPU).model
+    rays = make_rays(
+        Cameras(torch.eye(3)[None], torch.from_numpy(ring_cameras(1)).float(), 2, 2), torch.zeros(2).long(), torch.rand(2, 2), 1.0
+    )
+    for progress, same in ((0.2, True), (0.5, True), (0.55, False), (1.0, False)):
+        seen = [model.radiance.encode_dirs(d, share=model.dirs_share(progress)) for d in (rays.dirs, -rays.dirs)]
+        assert torch.equal(*seen) == same
+    assert model.dirs_share(0.6) == pytest.approx(1) and model.dirs_share(0.55) == pytest.approx(0.5)
