@@ -6,7 +6,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads would spin on the cores that kernels run on
 
 from systems.cli import parse  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from utils.errors import NO_MEMORY, UserError, one_line, out_of_memory  # noqa: E402
 from utils.log import log, setup_logging  # noqa: E402
 
 
@@ -43,7 +43,12 @@ def main(words: list[str] | None = None) -> int:
         job = run.prepare(args.config, args.resume, args.overrides, args.preset)
         return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video, view=args.view_port)
     except UserError as error:
-        log.error("error: %s", error)
+        log.error("error: %s", one_line(str(error)))
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        log.error("error: %s", NO_MEMORY)
         return 2
     except KeyboardInterrupt:
         log.error("interrupted")

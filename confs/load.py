@@ -17,8 +17,10 @@ from confs.model import METHOD_CONFIGS, MethodConfig
 from confs.recipes import MASK_FREE, METHOD_DEFAULTS, PHOTOGRAPHED, POINTS_START, SWEEP_START
 from confs.schema import Config
 from utils.errors import UserError, suggestion
+from utils.files import read_file
 
 log = logging.getLogger("neus")
+LARGEST = 2**31 - 1  # of whole numbers
 
 RESOLVERS: dict[str, Callable[..., typing.Any]] = {
     "basename": lambda path: Path(str(path)).resolve().name,
@@ -110,11 +112,16 @@ def _saved(text: str) -> DictConfig:
     """The config of a checkpoint, which holds values alone. Raises UserError for interpolations, which could read the environment."""
     try:
         node = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"the checkpoint's config cannot be read: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"the checkpoint's config cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if not isinstance(node, dict) or "${" in text:
         raise UserError("the checkpoint's config is damaged: expected plain `key: value` lines without ${...}")
-    return OmegaConf.create(node)
+    if isinstance(node.get("trainer"), dict):
+        node["trainer"].pop("outputs_dir", None)  # a stranger's file does not say where to write
+    try:
+        return OmegaConf.create(node)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"the checkpoint's config cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
@@ -122,15 +129,19 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictC
     if path in seen:
         raise UserError(f"{path}: `base` leads back to itself")
     try:
-        node = OmegaConf.create(yaml.load(path.read_text(), _Loader) or {})
+        node = OmegaConf.create(yaml.load(read_file(path).decode(), _Loader) or {})
     except FileNotFoundError:
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(f"config {path} does not exist{near}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"config {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"config {path} cannot be read: {reason}") from None
     if not isinstance(node, DictConfig):
         raise UserError(f"config {path}: expected `key: value` lines, got a list or a bare value")
-    base = node.pop("base", None)
+    base = _container(node).get("base")
+    if base is not None and not (isinstance(base, str) and base):
+        raise UserError(f"config {path}: base: expected the name of a YAML file, got {str(base)[:80]!r}")
+    node.pop("base", None)
     below = _read_yaml(path.parent / base, (*seen, path)) if base else []
     return [*below, (str(path), node)]
 
@@ -141,8 +152,8 @@ def _overrides(words: list[str]) -> DictConfig:
             raise UserError(f"'{word}' is no override; expected key=value, for example trainer.max_steps=1000")
     try:
         return OmegaConf.from_dotlist(words)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"overrides cannot be read: {str(error).splitlines()[0]}") from None
+    except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:  # ValueError: a number of 5000 digits
+        raise UserError(f"overrides cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 
 def _check_overrides(words: list[str], method: str) -> None:
@@ -160,9 +171,9 @@ def _method(layers: list[DictConfig]) -> str:
     """model.name of the topmost layer that sets it. Raises UserError for a name that is no method."""
     found = [name for layer in layers if (name := OmegaConf.select(layer, "model.name")) is not None]
     name = found[-1] if found else "neus"
-    if name not in METHOD_CONFIGS:
+    if not isinstance(name, str) or name not in METHOD_CONFIGS:
         raise UserError(
-            f"model.name: unknown method '{name}'{suggestion(str(name), list(METHOD_CONFIGS))} (one of {', '.join(METHOD_CONFIGS)})"
+            f"model.name: unknown method '{str(name)[:80]}'{suggestion(str(name), list(METHOD_CONFIGS))} (one of {', '.join(METHOD_CONFIGS)})"
         )
     return name
 
@@ -285,6 +296,10 @@ def _check_finite(node: typing.Any, prefix: str = "") -> None:
             _check_finite(value, f"{prefix}{f.name}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{prefix}{f.name}: must be a finite number, got {value}")
+        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST:
+            raise UserError(f"{prefix}{f.name}: must be a whole number, at most {LARGEST} and at least -{LARGEST}")
+        elif isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{prefix}{f.name}: must not hold control characters, got {value[:80]!r}")
 
 
 def to_yaml(config: Config) -> str:

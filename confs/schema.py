@@ -25,6 +25,12 @@ def _named_or_xyz(value: Any, names: tuple[str, ...]) -> bool:
     return numbers and all(abs(v) < 1e12 for v in value)
 
 
+def _stays_below(name: str) -> bool:
+    """Whether a folder of this name lies below the one it is joined to."""
+    parts = name.replace("\\", "/").split("/")
+    return ".." not in parts and not (name and not parts[0]) and not re.match(r"[A-Za-z]:", name)
+
+
 @dataclass(frozen=True)
 class DatasetConfig:
     # the reader; auto: by the files of the folder
@@ -266,6 +272,12 @@ class Config:
     relight: RelightConfig = field(default_factory=RelightConfig)
 
     def __post_init__(self) -> None:
+        for key, value in (("name", self.name), ("tag", self.tag), ("trainer.trial_name", self.trainer.trial_name or "")):
+            section, _, last = f"config.{key}".rpartition(".")
+            check(
+                section.removeprefix("config.") or "config",
+                **{last: (_stays_below(value), f"must be a folder's name below outputs, got {value[:80]!r}")},
+            )
         check("config", seed=(self.seed is None or 0 <= self.seed < 2**31, f"must lie in 0..2^31-1, got {self.seed}"))
         check(
             "model",

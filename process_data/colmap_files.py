@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import read_file
 
 # id -> (name, number of parameters)
 MODELS = {
@@ -53,7 +54,7 @@ class _Bytes:
     def __init__(self, path: Path):
         self.path, self.at = path, 0
         try:
-            self.data = path.read_bytes()
+            self.data = read_file(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -90,7 +91,7 @@ class _Bytes:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8", "replace").splitlines()
+        return read_file(path).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 

@@ -19,6 +19,7 @@ from confs.schema import DatasetConfig
 from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose
 from process_data.files import find_image
 from utils.errors import UserError, raise_all
+from utils.files import read_file
 from utils.image import image_size, read_raster
 from utils.rays import Scene
 
@@ -95,7 +96,7 @@ def _plain(value, top: bool = True):
 def read_pickle(path: Path):
     """Arrays, numbers, lists and tuples of a pickle; other contents are refused, without being executed. Raises UserError."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         if len(data) > MOST:
             raise UserError(f"{path}: {len(data)} bytes, expected a few hundred; replace it with a camera of GlossySynthetic")
         return _plain(_Arrays(io.BytesIO(data)).load())

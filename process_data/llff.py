@@ -15,6 +15,7 @@ from confs.schema import DatasetConfig
 from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, masks_complete
 from process_data.files import find_mask, image_files, reduced_by
 from utils.errors import UserError, raise_all
+from utils.files import check_regular
 from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
@@ -25,6 +26,7 @@ MOST = 100_000  # photographs
 def read_rows(path: Path) -> np.ndarray:
     """The rows [N, 17], float64. Raises UserError; a pickle is refused, and a size that the file does not have."""
     try:
+        check_regular(path)
         rows = np.load(path, allow_pickle=False, mmap_mode="r")  # a false size in the header is an error before memory is taken
     except Exception as error:  # noqa: BLE001 - numpy's parser of headers raises many types
         raise UserError(f"{path}: not a readable array ({type(error).__name__}: {str(error)[:80]}); export it again") from None

@@ -23,6 +23,7 @@ from process_data.files import find_image, find_mask, report_missing
 from process_data.lens import Lens
 from process_data.normalize import similarity, similarity_parts
 from utils.errors import UserError, raise_all
+from utils.files import read_file
 from utils.rays import Scene
 
 LOG = logging.getLogger("neus")
@@ -46,7 +47,7 @@ def read_xml(path: Path) -> ET.Element:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise UserError(f"{size / 2**20:.0f} MiB, expected at most {MOST_BYTES >> 20} MiB; export the cameras alone")
-        return ET.parse(io.BytesIO(path.read_bytes()), ET.XMLParser(target=_NoDoctype())).getroot()
+        return ET.parse(io.BytesIO(read_file(path)), ET.XMLParser(target=_NoDoctype())).getroot()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UserError as error:

@@ -13,6 +13,7 @@ from confs.schema import DatasetConfig
 from process_data.capture import Capture, View, assemble, checked_intrinsics, checked_pose, masks_complete
 from process_data.files import find_image, find_mask, report_missing
 from utils.errors import UserError, raise_all
+from utils.files import read_file
 from utils.image import image_size
 from utils.rays import Scene
 
@@ -24,7 +25,7 @@ MOST_BYTES = 1 << 26
 def read_rows(path: Path) -> list[tuple[str, np.ndarray]]:
     """[(name of the image, its 21 numbers)]. Raises UserError."""
     try:
-        text = path.read_bytes()[:MOST_BYTES].decode("utf-8", "replace")
+        text = read_file(path)[:MOST_BYTES].decode("utf-8", "replace")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     rows = [line.split() for line in text.splitlines() if line.strip()]

@@ -20,6 +20,7 @@ from process_data.files import find_image, find_mask
 from process_data.lens import Lens
 from process_data.points import read_ply_points
 from utils.errors import UserError, raise_all
+from utils.files import read_file
 from utils.image import image_size
 from utils.rays import Scene
 
@@ -31,7 +32,7 @@ PINHOLES, BROWNS = ("SIMPLE_PINHOLE", "PINHOLE"), ("SIMPLE_RADIAL", "RADIAL", "O
 def read_json(path: Path) -> dict:
     """A JSON object with a list `frames` of objects. Raises UserError."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_file(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5000 digits

@@ -65,7 +65,7 @@ def _record(root: Path) -> dict:
     """The contents of points.json; {} when there is none. Raises UserError when the files are not ours or were changed."""
     path, points = root / RECORD, root / POINTS
     try:
-        text = path.read_bytes() if path.exists() and path.stat().st_size <= MOST_BYTES else b""
+        text = path.read_bytes() if path.is_file() and path.stat().st_size <= MOST_BYTES else b""
         data = json.loads(text) if path.exists() else {}
     except (OSError, ValueError, RecursionError):
         data = None

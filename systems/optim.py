@@ -45,9 +45,6 @@ class AdamW(torch.optim.AdamW):
     is counted there (`take_skipped`), so that a step never waits for the device.
     """
 
-    # how a group is updated; a checkpoint of the other device does not change it
-    OWN = ("lazy", "fused", "foreach", "capturable", "differentiable", "maximize", "amsgrad")
-
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float, backend: str = "torch", on_card: bool = False):
         groups = [{"lazy": False, **g} for g in groups]
         super().__init__(groups, betas=betas, eps=eps, weight_decay=0.0, foreach=False, fused=on_card or None, capturable=on_card)
@@ -129,12 +126,37 @@ class AdamW(torch.optim.AdamW):
         return total, row, longest
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Also of the other device, and of a version without lazy updates there. Raises ValueError where the groups differ."""
-        saved = state_dict["param_groups"]
-        if len(saved) == len(self.param_groups):
-            kept = [{k: group[k] for k in self.OWN if k in group} for group in self.param_groups]
-            state_dict = {**state_dict, "param_groups": [{**a, **b} for a, b in zip(saved, kept)]}
-        super().load_state_dict(state_dict)
+        """The moments, also of the other device, and of a version without lazy updates there; the groups keep their options but the rate.
+
+        Raises ValueError where the groups differ, or the moments are not finite tensors of their parameters' shapes.
+        """
+        saved, state = state_dict["param_groups"], state_dict["state"]
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in self.param_groups]:
+            raise ValueError("the optimiser has a different number of parameter groups, or of parameters in one")
+        numbers = [number for group in saved for number in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, parameters):
+            _check_moments(state.get(number, {}), p)
+        if len(set(numbers)) < len(numbers) or not set(state) <= set(numbers):
+            raise ValueError("the optimiser has moments of unknown parameters")
+        rates = [group.get("lr") for group in saved]
+        if not all(isinstance(lr, (int, float)) and math.isfinite(lr) for lr in rates):
+            raise ValueError("the optimiser's learning rates are damaged")
+        groups = [{**own, "lr": lr, "params": group["params"]} for own, lr, group in zip(self.param_groups, rates, saved)]
+        super().load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_moments(state: dict, p: Tensor) -> None:
+    """Raises ValueError unless it is empty, or the state of AdamW for the parameter."""
+    shapes = {"step": torch.Size([]), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+    if state and (set(state) != set(shapes) or not all(plain_floats(state[name], shape) for name, shape in shapes.items())):
+        raise ValueError(f"the optimiser's moments of a parameter {list(p.shape)} are damaged")
+
+
+def plain_floats(value: object, shape: torch.Size) -> bool:
+    """Whether it is a dense tensor of finite real numbers of this shape."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point() and value.shape == shape
+    return bool(dense) and bool(torch.isfinite(value).all())  # type: ignore[arg-type]
 
 
 def make_optimizer(groups: list[dict], cfg: OptimConfig, device: torch.device, backend: str) -> AdamW:
@@ -201,6 +223,7 @@ class Average:
     def load(self, state: dict) -> None:
         """Raises ValueError when the state is of another model."""
         mean = list(state.get("mean", []))
-        if mean and [m.shape for m in mean] != [p.shape for p in self.model.parameters()]:
-            raise ValueError("the averaged weights are of another model")
+        own = list(self.model.parameters())
+        if mean and not (len(mean) == len(own) and all(plain_floats(m, p.shape) for m, p in zip(mean, own))):
+            raise ValueError("the averaged weights are of another model, or not finite")
         self.n, self.mean = int(state.get("n", 0)), [m.to(p.device) for m, p in zip(mean, self.model.parameters())]

@@ -30,7 +30,7 @@ from systems.view import live_view, look
 from utils import checkpoint
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import read_file, write_atomic
 from utils.image import write_png
 from utils.log import RunFolder, commit
 from utils.rays import Scene
@@ -148,7 +148,7 @@ def with_surface(job: Job, scene: Scene, run: RunFolder, writes: bool) -> tuple[
 def trained_frame(scene: Scene, run: RunFolder) -> Scene:
     """The scene in the unit sphere that the run folder's checkpoint was trained in, by its scene.json where there is one."""
     try:
-        to_world = np.array(json.loads((run / "scene.json").read_bytes())["to_world"], float)
+        to_world = np.array(json.loads(read_file(run / "scene.json"))["to_world"], float)
         kept = in_frame(scene, to_world)
     except FileNotFoundError:
         return scene
@@ -226,13 +226,13 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
                 trainer.skipped,
                 run / "ckpt/last.pt",
             )
-            system = trainer.system
+            system, trained = trainer.system, trainer.clock.seconds
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:
             assert state is not None and path is not None
             system = restore_system(cfg, device, state, path, scene)
             system.prepare(scene)
-        trained = trainer.clock.seconds if train else float(state["trained_seconds"] if state else 0)
+            trained = checkpoint.seconds_trained(state, path)
         finish(system, scene, cfg, run, device, trained, Wanted(test, mesh, film, whole))
         return 0
     finally:

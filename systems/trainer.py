@@ -305,14 +305,18 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.amp and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-            self.clock = Clock(int(state["step"]), float(state["trained_seconds"]))
-            self.n_rays, self.skipped = int(state["n_rays"]), int(state["skipped"])
+            self.clock = Clock(checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path))
+            self.n_rays, self.skipped = (
+                min(max(checkpoint.whole(state, "n_rays"), 1), self.cfg.trainer.max_rays),
+                checkpoint.whole(state, "skipped"),
+            )
             self.average.load(state.get("average", {}))
             torch.set_rng_state(state["rng"]["cpu"].cpu().to(torch.uint8))
             if self.device.type == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state(state["rng"]["cuda"].cpu().to(torch.uint8), self.device)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be continued ({str(error).splitlines()[0][:120]})") from None
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"{path} cannot be continued ({reason}); take an older checkpoint, or train anew") from None
         self.scheduler.step(self.progress)
         self.saved_at = self.clock.seconds
         self.validator.last = self.clock.seconds

@@ -7,6 +7,24 @@ class UserError(Exception):
     """An error that the user can correct. The message holds what, got, expected and the next step; `run.py` prints it and exits with 2."""
 
 
+NO_MEMORY = (
+    "the memory does not suffice; lower dataset.img_downscale's result (a larger number), model.grid.log2_size, the widths of the networks, "
+    "trainer.max_rays or trainer.target_samples, or close other programs"
+)
+LONGEST = 1500  # characters of an error that is shown
+
+
+def one_line(text: str) -> str:
+    """The text on one line, its middle left out where it is long: values of a stranger's file can be."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-295:]}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy or torch on the CPU was refused memory, by the words that torch says it with."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
+
+
 def raise_all(problems: list[str], heading: str = "") -> None:
     """Raise one `UserError` that lists all problems; do nothing when there are none."""
     if problems:

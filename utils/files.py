@@ -1,7 +1,9 @@
 """Files written whole or not at all; mappings read from files that may be damaged."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,10 +14,24 @@ from utils.errors import UserError
 Data = bytes | bytearray | memoryview
 
 
+def check_regular(path: str | Path) -> int:
+    """Bytes of a regular file. Raises OSError; also for a folder, for a pipe, which would be waited for, and a device, which never ends."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL, "not a regular file", str(path))
+    return found.st_size
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file. Raises OSError as `check_regular`."""
+    check_regular(path)
+    return Path(path).read_bytes()
+
+
 def read_facts(path: Path) -> dict:
     """A JSON or YAML mapping; {} for a file that is missing or damaged."""
     try:
-        text = path.read_text(errors="replace")
+        text = read_file(path).decode("utf-8", "replace")
         facts = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}

@@ -15,7 +15,7 @@ import PIL.Image
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import check_regular, read_file, write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # Pillow's names of the formats that are opened
@@ -65,7 +65,7 @@ def _complete(data: bytes) -> bool:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check that the file exists and may be read") from None
 
@@ -92,7 +92,7 @@ def _header_size(path: str | Path, source: str | Path | io.BytesIO, n_bytes: int
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) as stored, from the file header. Pixels are not decoded. Raises UserError."""
     try:
-        n_bytes = Path(path).stat().st_size
+        n_bytes = check_regular(path)
         with open(path, "rb"):
             pass
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,32 @@ from utils.errors import UserError
 from utils.files import write_atomic
 
 log = logging.getLogger("neus")
+
+
+CONTROLS = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, and halves of characters written out (\\x1b, \\udcff)."""
+    return text.translate(CONTROLS).encode("utf-8", "backslashreplace").decode()
+
+
+class Printable(logging.Formatter):
+    """Names of a stranger's files go into lines of the log: they are made `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def check_own(root: Path) -> None:
+    """Raises UserError for a run folder in which a link leads out of it, or a pipe or a device lies: files would be written elsewhere."""
+    home = root.resolve()
+    for top, folders, files in os.walk(root):
+        for path in (Path(top, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise UserError(f"{path}: a symbolic link leads out of the run folder; remove the link")
+            if path.exists() and not (path.is_dir() or path.is_file()):
+                raise UserError(f"{path}: neither a file nor a folder; remove it from the run folder")
 
 
 class _TqdmHandler(logging.Handler):
@@ -25,7 +52,7 @@ def setup_logging() -> None:
     """Print the project's log lines on the screen; a second call has no effect."""
     if not log.handlers:
         handler = _TqdmHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Printable("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -52,16 +79,21 @@ class RunFolder:
         self.root = root
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._file = logging.FileHandler(root / "log.txt")
-        except OSError as error:
-            raise UserError(f"the run folder {root} cannot be made ({error.strerror}); choose another trainer.outputs_dir") from None
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            check_own(root)
+            self._file = logging.FileHandler(root / "log.txt", encoding="utf-8", errors="backslashreplace")
+        except (OSError, ValueError) as error:  # ValueError: NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"the run folder {root} cannot be made ({reason}); choose another trainer.outputs_dir") from None
+        self._file.setFormatter(Printable("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._file)
         self._writer = None
 
     def __truediv__(self, name: str) -> Path:
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent}: the folder cannot be made ({error.strerror}); remove what lies in its place") from None
         return path
 
     def record_source(self, config_yaml: str) -> None:
