@@ -95,7 +95,10 @@ def _check_keys(node: dict, where: str, method: str, prefix: str = "") -> None:
         full = f"{prefix}{key}"
         if full not in known:
             raise _unknown(full, method, where)
-        if isinstance(value, dict) and any(k.startswith(full + ".") for k in known):
+        inside = next((k for k in known if k.startswith(f"{full}.")), None)
+        if inside and not isinstance(value, dict) and value is not None:
+            raise UserError(f"{where}: '{full}' is a section; expected its keys, for example {inside}, got {str(value)[:80]!r}")
+        if inside and isinstance(value, dict):
             _check_keys(value, where, method, full + ".")
 
 
@@ -280,7 +283,7 @@ def load_config(
         raise _unknown(error.full_key or "", method) from None
     except ValidationError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list and a mapping under one key
         raise UserError(str(error).splitlines()[0]) from None
     config = _to_config(merged, method)
     vain = without_effect(config, _leaves(_container(said)))

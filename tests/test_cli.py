@@ -327,3 +327,21 @@ def test_empty_mesh_says_why(capsys, finished):
     path = finished.parent / "empty.pt"
     torch.save(state, path)
     refused(capsys, "no surface.*inv_s", "--mesh", "--resume", str(path), f"trainer.outputs_dir={finished.parent}")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_too_little_memory_is_one_line(error, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("systems.run.prepare", fail)
+    refused(capsys, "the memory does not suffice; .* trainer.target_samples", "--train", "--config", "confs/dtu.yaml")
+
+
+def test_other_errors_of_the_program_are_not_hidden(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("systems.run.prepare", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run.main(["--train", "--config", "confs/dtu.yaml"])

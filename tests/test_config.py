@@ -1,5 +1,6 @@
 """Config: merging, checks, and errors that name the key."""
 
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -198,3 +199,46 @@ def test_estimated_cameras_of_photographs_are_refined(layout):
     model = load_config("confs/dtu.yaml", [f"dataset.name={layout}"]).model
     estimated = layout in ("colmap", "transforms", "llff", "metashape")
     assert (model.pose, model.appearance) == ((True, "affine") if estimated else (False, "none"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: [a, b]", "base: expected the name of a YAML file"),
+        ("[" * 5000, "cannot be read"),
+        ("seed: " + "9" * 5000, "cannot be read"),
+        ("model: {name: [neus]}", "model.name: unknown method"),
+        ("dataset: [a]", "'dataset' is a section; expected its keys, for example dataset.name"),
+        ("loss: {rgb: {a: 1}}\nbase: b.yaml", "(?i)merge"),
+        ("name: ../../x", "config.name: must be a folder's name below outputs"),
+        ("name: /x", "config.name: must be a folder's name below outputs"),
+        ("tag: ../x", "config.tag: must be a folder's name below outputs"),
+        ("trainer: {trial_name: a/../../b}", "trainer.trial_name: must be a folder's name below outputs"),
+        ('name: "a\\0b"', "name: must not hold control characters"),
+        ("trainer: {n_rays: 1, max_rays: 2147483648}", "trainer.max_rays: must be a whole number, at most 2147483647"),
+    ],
+)
+def test_files_of_strangers(text, message, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("loss: {rgb: [1, 2]}")
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_words_that_cannot_be_written():
+    for word in ("seed=" + "9" * 5000, "name=\ud800"):
+        with pytest.raises(UserError):
+            load_config(None, [word])
+
+
+def test_a_config_is_not_read_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("base: a.yaml")
+    with pytest.raises(UserError, match="a.yaml cannot be read: not a regular file"):
+        load_config(tmp_path / "b.yaml")
+
+
+def test_a_checkpoint_does_not_say_where_to_write():
+    saved = to_yaml(load_config(None, ["trainer.outputs_dir=/somewhere/else", "trainer.n_rays=32"]))
+    assert load_config(saved=saved).trainer.outputs_dir == "outputs" and load_config(saved=saved).trainer.n_rays == 32
+    assert load_config(None, ["trainer.outputs_dir=mine"], saved).trainer.outputs_dir == "mine"

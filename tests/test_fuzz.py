@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fuzzing.box import judge, make_box, run_in_child, watched
+from tests.fuzzing.box import Ended, judge, make_box, run_in_child, watched
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +84,7 @@ def _talks_on(words):
 
 
 def _takes_memory(words):
-    return len([np.ones(1 << 24) for _ in range(40)])
+    return len(np.zeros(3 << 27))  # 3 GiB, untouched
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,5 @@ def test_memory_is_bounded(tmp_path):
     box = make_box(tmp_path / "box")
     before = watched(box)
     (problem,) = judge(run_in_child(_takes_memory, [], box), box, before)
-    assert "MemoryError" in problem or "GiB of memory" in problem
+    assert "Unable to allocate 3.00 GiB" in problem
+    assert judge(Ended(0, "", False, 3 << 30), box, before) == ["3.0 GiB of memory"]

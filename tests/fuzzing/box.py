@@ -91,6 +91,7 @@ def _child(main: Callable[[list[str]], int], words: list[str], box: Path) -> int
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115 - not those of a test's capture
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
     os.chdir(box / "cwd")
     os.environ["TMPDIR"] = str(box / "tmp")

@@ -77,7 +77,7 @@ class _Code:
 
 
 def _pickle(path: Path, rng: random.Random) -> str:
-    pose, K = pickle.loads(path.read_bytes())
+    pose, K = (part.astype(np.float64) for part in pickle.loads(path.read_bytes()))
     kinds = {
         "code": _Code(path.parent.parent / "sentinel/was-run"), "NaN": [pose * np.nan, K], "huge": [pose * 1e200, K], "no focal length": [pose, K * 0],
         "swapped": [K, pose], "mirrored": [-pose, K], "alone": pose, "words": ["a", "b"], "objects": [np.array([None, {}], object), K],

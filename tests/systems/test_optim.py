@@ -136,3 +136,29 @@ def test_the_average_is_the_mean_of_the_weights_at_the_end():
     assert torch.equal(model.weight, before)
     with pytest.raises(ValueError, match="another model"):
         average.load({"n": 1, "mean": [torch.zeros(3)]})
+
+
+@pytest.mark.parametrize("name", ["step", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize(
+    "change", [lambda t: t[None], lambda t: t * float("nan"), lambda t: t * 1j, lambda t: "x", lambda t: t.to_sparse()]
+)
+def test_damaged_moments_are_refused_when_they_are_loaded(name, change):
+    """Regression: the first step after a resume ended in a RuntimeError."""
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    p.grad = torch.ones(3, 2)
+    optimizer = make_optimizer([{"params": [p], "lr": 0.1}], OptimConfig(), torch.device("cpu"), "torch")
+    optimizer.step()
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    state["state"][0] = {**state["state"][0], name: change(state["state"][0][name])}
+    with pytest.raises(ValueError, match=r"moments of a parameter \[3, 2\] are damaged"):
+        optimizer.load_state_dict(state)
+
+
+def test_averaged_weights_that_are_not_finite_are_refused():
+    model = torch.nn.Linear(2, 1)
+    average = Average(model, 0.0)
+    average.load({"n": 1, "mean": [torch.ones(1, 2), torch.ones(1)]})
+    for mean in ([torch.full((1, 2), torch.nan), torch.ones(1)], [torch.ones(1, 2)], ["x", "y"]):
+        with pytest.raises(ValueError, match="averaged weights are of another model, or not finite"):
+            average.load({"n": 1, "mean": mean})

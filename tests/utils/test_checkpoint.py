@@ -2,11 +2,12 @@
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
 
-from utils.checkpoint import FORMAT, VERSION, load_checkpoint, load_weights, resolve, save_checkpoint
+from utils.checkpoint import FORMAT, VERSION, load_checkpoint, load_weights, resolve, save_checkpoint, seconds_trained, whole
 from utils.errors import UserError
 
 STATE = {"config": "a: 1", "model": {"w": torch.arange(3.0)}, "step": 4}
@@ -88,3 +89,69 @@ def test_a_look_at_a_checkpoint_leaves_its_tensors_on_the_disk(tmp_path):
     save_checkpoint(path, STATE)
     state = load_checkpoint(path, mmap=True)
     assert state["step"] == 4 and torch.equal(state["model"]["w"], STATE["model"]["w"])
+
+
+def test_a_flipped_bit_of_a_weight_is_found(tmp_path):
+    """torch does not compare checksums: the weights would be silently wrong."""
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    data = bytearray(path.read_bytes())
+    data[data.find(torch.arange(3.0).numpy().tobytes()) + 4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="checksum of .* is wrong"):
+        load_checkpoint(path)
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, STATE)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match="packed archive"):
+        load_checkpoint(path)
+
+
+def test_a_pipe_and_a_config_that_is_no_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(UserError, match="not a regular file"):
+        load_checkpoint(tmp_path / "pipe.pt")
+    for more in ({"config": 3}, {"model": [1]}):
+        save_checkpoint(tmp_path / "a.pt", {**STATE, **more})
+        with pytest.raises(UserError, match="lacks the config or the model"):
+            load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.tensor([[1.0, float("nan")]]), "weight hold NaN or infinity"),
+        (torch.tensor([[True, False]]), "weight is no tensor of numbers"),
+        (torch.ones(1, 2).to_sparse(), "weight is no tensor of numbers"),
+        (torch.ones(1, 2) * 1j, "weight is no tensor of numbers"),
+        ("x", "weight is no tensor of numbers"),
+        (torch.zeros(1).expand(10**12), "weight has shape"),
+    ],
+)
+def test_weights_that_are_none(weight, message, tmp_path):
+    module = torch.nn.Linear(2, 1)
+    before = module.weight.clone()
+    with pytest.raises(UserError, match=message):
+        load_weights(module, {**module.state_dict(), "weight": weight}, tmp_path / "a.pt")
+    assert torch.equal(module.weight, before)
+
+
+@pytest.mark.parametrize("value", [None, -1, 1.5, True, "3", 10**40])
+def test_counts(value):
+    assert whole({"step": 3}, "step") == 3
+    with pytest.raises(ValueError, match="step is .* expected a count"):
+        whole({"step": value}, "step")
+
+
+@pytest.mark.parametrize("value", [None, -1.0, float("nan"), float("inf"), "3"])
+def test_seconds(value, tmp_path):
+    assert seconds_trained({"trained_seconds": 3}, tmp_path) == 3.0
+    with pytest.raises(UserError, match="trained_seconds is"):
+        seconds_trained({"trained_seconds": value}, tmp_path)

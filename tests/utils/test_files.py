@@ -8,8 +8,8 @@ import trimesh
 
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
-from utils.files import write_atomic
-from utils.image import write_png
+from utils.files import read_file, write_atomic
+from utils.image import image_size, read_raster, write_png
 from utils.mesh import save_mesh
 
 
@@ -71,3 +71,17 @@ def test_a_process_killed_while_writing_leaves_the_older_file(tmp_path):
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 9
     assert path.read_bytes() == b"old"
+
+
+def test_only_regular_files_are_read(tmp_path):
+    """A pipe would be waited for without end; /dev/zero has no end."""
+    (tmp_path / "a").write_bytes(b"one")
+    os.symlink("a", tmp_path / "link")
+    assert read_file(tmp_path / "link") == b"one"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_file(path)
+    for read in (image_size, read_raster):
+        with pytest.raises(UserError, match=r"pipe: cannot be read \(not a regular file\)"):
+            read(tmp_path / "pipe")
