@@ -102,6 +102,15 @@ def _check_keys(node: dict, where: str, method: str, prefix: str = "") -> None:
             _check_keys(value, where, method, full + ".")
 
 
+def _reason(error: Exception) -> str:
+    """What is wrong with a text that is no YAML, with its line where that is known; the first line of other errors."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return error.problem + (f" in line {error.problem_mark.line + 1}" if error.problem_mark else "")
+    if isinstance(error, RecursionError):
+        return "brackets within brackets, too deep"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class _Loader(yaml.SafeLoader):
     """Without aliases: a few lines of them expand to gigabytes."""
 
@@ -116,7 +125,7 @@ def _saved(text: str) -> DictConfig:
     try:
         node = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"the checkpoint's config cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise UserError(f"the checkpoint's config cannot be read: {_reason(error)}") from None
     if not isinstance(node, dict) or "${" in text:
         raise UserError("the checkpoint's config is damaged: expected plain `key: value` lines without ${...}")
     if isinstance(node.get("trainer"), dict):
@@ -124,7 +133,7 @@ def _saved(text: str) -> DictConfig:
     try:
         return OmegaConf.create(node)
     except (ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"the checkpoint's config cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise UserError(f"the checkpoint's config cannot be read: {_reason(error)}") from None
 
 
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
@@ -137,7 +146,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictC
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(f"config {path} does not exist{near}") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = error.strerror if isinstance(error, OSError) else _reason(error)
         raise UserError(f"config {path} cannot be read: {reason}") from None
     if not isinstance(node, DictConfig):
         raise UserError(f"config {path}: expected `key: value` lines, got a list or a bare value")
@@ -156,7 +165,7 @@ def _overrides(words: list[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(words)
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:  # ValueError: a number of 5000 digits
-        raise UserError(f"overrides cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise UserError(f"overrides cannot be read: {_reason(error)}") from None
 
 
 def _check_overrides(words: list[str], method: str) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -73,7 +74,7 @@ def inside(folder: Path, name: str | PurePosixPath) -> Path:
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(name) or re.match(r"[A-Za-z]:", str(name)):
         raise UserError(f"{str(name)[:200]!r}: expected a relative name without '..' for a file in {folder}; rename the image in its files")
     target = folder / path
-    if not target.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{target}: a symbolic link leads out of {folder}; remove the link")
     return target
 

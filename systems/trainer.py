@@ -315,7 +315,8 @@ class Trainer:
             if self.device.type == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state(state["rng"]["cuda"].cpu().to(torch.uint8), self.device)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            said = isinstance(error, (ValueError, RuntimeError)) and str(error)
+            reason = str(error).splitlines()[0][:120] if said else "its state is damaged"
             raise UserError(f"{path} cannot be continued ({reason}); take an older checkpoint, or train anew") from None
         self.scheduler.step(self.progress)
         self.saved_at = self.clock.seconds

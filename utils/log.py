@@ -32,12 +32,12 @@ class Printable(logging.Formatter):
 
 def check_own(root: Path) -> None:
     """Raises UserError for a run folder in which a link leads out of it, or a pipe or a device lies: files would be written elsewhere."""
-    home = root.resolve()
+    home = Path(os.path.realpath(root))
     for top, folders, files in os.walk(root):
         for path in (Path(top, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):  # resolve() raises at a loop
                 raise UserError(f"{path}: a symbolic link leads out of the run folder; remove the link")
-            if path.exists() and not (path.is_dir() or path.is_file()):
+            if not (path.is_dir() or path.is_file()) and (path.exists() or path.is_symlink()):
                 raise UserError(f"{path}: neither a file nor a folder; remove it from the run folder")
 
 

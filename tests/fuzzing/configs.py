@@ -2,12 +2,14 @@
 
 import random
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import yaml
 
 from confs.load import known_keys
 from confs.model import METHOD_CONFIGS
+from confs.schema import Config
 from tests.fuzzing import spoil
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,54 @@ VALUES += [
 ENDLESS = ("trainer.max_steps", "trainer.max_minutes")  # a large number is no mistake
 
 
+class _Dumper(yaml.SafeDumper):
+    """Without aliases, which are refused before anything else is read."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+
+def _default(key: str, method: str):
+    node = Config(model=METHOD_CONFIGS[method]())
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _plausible(rng: random.Random, method: str) -> str:
+    """An option of the method with a value of its type, but seldom a wise one."""
+    known = [k for k in known_keys(method=method) if k in KEYS and not k.startswith("relight") and not is_dataclass(_default(k, method))]
+    key = rng.choice(known)
+    default = _default(key, method)
+    kinds = {
+        bool: ["true", "false"],
+        int: ["0", "1", "2", "3", "5", "64", "100000", "50000000", "2147483647"],
+        list: ["[1,2]", "[1e-9,1e9,0,1]", "[4,4,4]", "[100000000]"],
+    }
+    floats = ["0", "1e-30", "1e-9", "0.001", "0.5", "0.999", "1", "2", "50", "1e9", "1e20", "1e30"]
+    names = [
+        "auto",
+        "points",
+        "neus",
+        "finite",
+        "relu",
+        "quadratic",
+        "hierarchical",
+        "proposal",
+        "learned",
+        "white",
+        "embedding",
+        "affine",
+        "frequency",
+        "ide",
+        "none",
+        "torch",
+        "warp",
+    ]
+    value = rng.choice(names if isinstance(default, str) else kinds.get(type(default), floats + ["[0,1]"]))
+    return f"{key}={'x' if key in ENDLESS else value}"
+
+
 def _override(rng: random.Random) -> str:
     key, value = rng.choice(KEYS), rng.choice(VALUES)
     if rng.random() < 0.1:
@@ -121,7 +171,7 @@ def _tree(rng: random.Random) -> str:
             node[last] = spoil.value(rng)
     else:
         spoil.spoil_tree(data, rng)
-    return yaml.safe_dump(data, sort_keys=False)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def _file(box: Path, rng: random.Random) -> str:
@@ -156,6 +206,11 @@ def case(sources: Path, box: Path, rng: random.Random) -> tuple[list[str], str]:
         done.append(_file(box, rng))
         words += ["--config", str(box / "c.yaml")]
     words.append(f"dataset.root_dir={box / 'scene'}")
+    if not done and rng.random() < 0.6:
+        method = rng.choice(["neus", "neus", "nerf", "nero-shape"])
+        more = [_plausible(rng, method) for _ in range(rng.choice([1, 2, 3]))]
+        finish = [f"trainer.finish={str(method == 'neus' and rng.random() < 0.15).lower()}"]
+        return [*words, *finish, f"model.name={method}", *more], "; ".join([method, *finish, *more])
     more = [_override(rng) for _ in range(rng.choice([0, 1, 2]) if done else rng.choice([1, 1, 2]))]
     methods = [m for m in METHOD_CONFIGS if m != "material" and all(word.split("=")[0] in known_keys(method=m) for word in more)]
     if not done and methods and rng.random() < 0.8:

@@ -29,8 +29,9 @@ def test_links_that_stay_and_a_run_folder_that_is_a_link(tmp_path):
     assert (tmp_path / "real/log.txt").exists()
 
 
-def test_a_pipe_in_the_run_folder_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "log.txt")
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(path.name, path), lambda path: os.symlink("nowhere", path)])
+def test_a_pipe_and_a_link_to_nothing_are_refused(make, tmp_path):
+    make(tmp_path / "log.txt")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         RunFolder(tmp_path)
 
