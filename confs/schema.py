@@ -252,7 +252,7 @@ class ExportConfig:
             ),
             metres_per_unit=(
                 self.metres_per_unit is None or 1e-9 < self.metres_per_unit < 1e9,
-                f"must be positive, got {self.metres_per_unit}",
+                f"must lie in 1e-9..1e9, got {self.metres_per_unit}",
             ),
         )
 

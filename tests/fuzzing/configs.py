@@ -100,7 +100,11 @@ def _default(key: str, method: str):
 
 def _plausible(rng: random.Random, method: str) -> str:
     """An option of the method with a value of its type, but seldom a wise one."""
-    known = [k for k in known_keys(method=method) if k in KEYS and not k.startswith("relight") and not is_dataclass(_default(k, method))]
+    known = [
+        k
+        for k in known_keys(method=method)
+        if k in KEYS and not k.startswith(("relight", "dataset.root_dir", "name")) and not is_dataclass(_default(k, method))
+    ]
     key = rng.choice(known)
     default = _default(key, method)
     kinds = {
