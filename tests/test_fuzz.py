@@ -23,8 +23,8 @@ def fuzz(*words: str) -> str:
 
 
 def test_a_sample():
-    text = fuzz("--seed", "11", "--cases", "30")
-    assert "30 cases" in text and "seed 11: 0 failed" in text
+    text = fuzz("--seed", "11", "--cases", "24")
+    assert "24 cases" in text and "seed 11: 0 failed" in text
 
 
 @pytest.mark.slow
