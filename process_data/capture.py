@@ -36,6 +36,7 @@ from utils.rays import Cameras, Scene
 
 LOG = logging.getLogger("neus")
 WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded in parallel
+LEAST_SIDE = 4  # pixels of a photograph
 MAX_MASK_RATIO = 100  # pixels of a mask per pixel of its image
 
 
@@ -228,13 +229,21 @@ def _log_sizes(sizes: list[tuple[int, int]], trained: list[tuple[int, int]], aut
         log.info("%s: photographs of %d sizes: %s%s", capture.root, len(found), ", ".join(shown), ", ..." if len(found) > 4 else "")
 
 
+def _photograph_size(view: View) -> tuple[int, int]:
+    """(width, height) of the file. Raises UserError where nothing can be seen on it: its size is then no clue to its camera either."""
+    size = image_size(view.image)
+    if min(size) < LEAST_SIDE:
+        raise UserError(f"{view.image}: {size[0]}x{size[1]} pixels, expected at least {LEAST_SIDE} along a side; copy or remove it")
+    return size
+
+
 def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3], sizes [N, 2]).
 
     H, W: the largest height and width; smaller photographs lie in the top-left corner, over 0.
     """
     views = capture.views
-    sizes = _collected(lambda view: image_size(view.image), views)
+    sizes = _collected(_photograph_size, views)
     factor = None if cfg.img_downscale is None else capture.downscale(cfg.img_downscale)
     trained = new_sizes(sizes, cfg.img_wh, factor)
     _log_sizes(sizes, trained, cfg.img_wh is None and cfg.img_downscale is None, capture, log)

@@ -26,6 +26,7 @@ from process_data.rays import RayDataset, make_rays, view_rays
 from process_data.region import Views, framed_radius
 from tests import formats
 from utils import mesh as M
+from utils.errors import UserError
 from utils.image import write_png
 from utils.rays import Cameras, Scene
 
@@ -274,3 +275,11 @@ def test_sizes_are_checked():
     for sizes in (torch.tensor([[40, 30]]), torch.tensor([[40, 30], [41, 30]]), torch.tensor([[40, 30], [0, 30]]), torch.full((2, 2), 9.0)):
         with pytest.raises(ValueError, match="Cameras.sizes"):
             Cameras(K, c2w, 30, 40, sizes)
+
+
+def test_a_photograph_of_one_pixel_is_refused(tmp_path):
+    """Regression: its shape is that of any camera, within a pixel."""
+    formats.write_blender(tmp_path, formats.make(n_views=5))
+    write_png(tmp_path / "train/r_1.png", np.ones((1, 1, 4)))
+    with pytest.raises(UserError, match=r"r_1\.png: 1x1 pixels, expected at least 4 along a side"):
+        load_scene(DatasetConfig(root_dir=str(tmp_path)))
