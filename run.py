@@ -8,10 +8,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads woul
 from systems.cli import parse  # noqa: E402
 from utils.errors import NO_MEMORY, UserError, one_line, out_of_memory  # noqa: E402
 from utils.log import log, setup_logging  # noqa: E402
+from utils.stop import stoppable, told  # noqa: E402
 
 
 def main(words: list[str] | None = None) -> int:
     setup_logging()
+    with stoppable():
+        try:
+            return command(words)
+        except KeyboardInterrupt as stop:
+            return told(stop)
+
+
+def command(words: list[str] | None) -> int:
+    """Do what the words ask for (by default those of the command line) and return the exit code; an error of the user is told and is 2."""
     try:
         args = parse(sys.argv[1:] if words is None else words)
         if args.eval_table:
@@ -50,9 +60,6 @@ def main(words: list[str] | None = None) -> int:
             raise
         log.error("error: %s", NO_MEMORY)
         return 2
-    except KeyboardInterrupt:
-        log.error("interrupted")
-        return 130
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Evaluation of a trained system: metrics and pictures of held-out views, a video."""
 
+import contextlib
+import io
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import cv2
 import imageio.v2 as imageio
 import numpy as np
 import torch
@@ -18,8 +21,7 @@ from process_data.rays import view_rays
 from systems.base import picture_background
 from systems.budget import FRAMES, SMALLER, UNMEASURED, fitting_scale, plan_video, seconds_per_pixel
 from systems.validate import view_images, view_picture
-from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import temporary_name, write_atomic
 from utils.image import sheet, write_png
 from utils.log import RunFolder
 from utils.rays import Cameras, Scene
@@ -128,17 +130,36 @@ def scale_cameras(cameras: Cameras, scale: float) -> Cameras:
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 24) -> Path:
-    """Write frames [H, W, 3] uint8 as mp4, or as gif when there is no encoder; returns the path written."""
-    even: Any = [f[: f.shape[0] // 2 * 2, : f.shape[1] // 2 * 2] for f in frames]
-    part = path.with_name(path.stem + ".part.mp4")
+    """Write frames [H, W, 3] uint8 as mp4, or as gif when there is no encoder; returns the path written. Raises UserError."""
+    even = [np.ascontiguousarray(f[: f.shape[0] // 2 * 2, : f.shape[1] // 2 * 2]) for f in frames]
+    part = temporary_name(path)
     try:
-        imageio.mimwrite(part, even, fps=fps, quality=8, macro_block_size=2)
+        _encode(part, even, fps)
         part.replace(path)
-    except OSError as error:
+        return path
+    except (OSError, RuntimeError, ImportError) as error:
+        log.warning("no mp4 (%s): writing a gif", str(error).split("\n")[0])
+    finally:
         part.unlink(missing_ok=True)
-        if error.errno is not None:
-            raise UserError(f"{path} cannot be written ({error.strerror})") from None
-        path = path.with_suffix(".gif")
-        log.warning("no mp4 encoder (%s): writing a gif", error)
-        imageio.mimwrite(path, even, duration=1000 / fps, loop=0)
-    return path
+    buffer = io.BytesIO()
+    imageio.mimwrite(buffer, list(even), format="GIF", duration=1000 / fps, loop=0)
+    write_atomic(path.with_suffix(".gif"), buffer.getvalue())
+    return path.with_suffix(".gif")
+
+
+def _encode(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+    """Write frames of even sides as mp4. Raises OSError, and RuntimeError or ImportError where there is no ffmpeg."""
+    from imageio_ffmpeg import write_frames
+
+    h, w = frames[0].shape[:2]
+    with contextlib.closing(
+        write_frames(str(path), (w, h), fps=fps, quality=8, macro_block_size=2, output_params=["-f", "mp4"])
+    ) as encoder:
+        encoder.send(None)
+        for picture in frames:
+            encoder.send(picture)
+    # an encoder that meets a full disk says nothing: it leaves a file without its index
+    if int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)) != len(frames):
+        raise OSError("the encoder wrote no whole file; the disk may be full")
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """The commands: train, test, mesh, relight; systems/eval_command.py compares files."""
 
+import itertools
 import json
 import logging
 import secrets
@@ -30,10 +31,11 @@ from systems.view import live_view, look
 from utils import checkpoint
 from utils.device import pick_device, setup_threads
 from utils.errors import UserError
-from utils.files import read_file, write_atomic
+from utils.files import read_file
 from utils.image import write_png
 from utils.log import RunFolder, commit
 from utils.rays import Scene
+from utils.stop import told
 
 log = logging.getLogger("neus")
 
@@ -113,9 +115,14 @@ def run_folder(cfg: Config, resume: Path | None, writes: bool = True) -> RunFold
     kind = RunFolder if writes else NoFolder
     if resume is not None and resume.parent.name == "ckpt":
         return kind(resume.parent.parent)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    trial = cfg.trainer.trial_name or (f"{cfg.tag}@{stamp}" if cfg.tag else stamp)
-    return kind(Path(cfg.trainer.outputs_dir) / cfg.name / trial)
+    runs, stamp = Path(cfg.trainer.outputs_dir) / cfg.name, time.strftime("%Y%m%d-%H%M%S")
+    trial = cfg.trainer.trial_name or unused(runs, f"{cfg.tag}@{stamp}" if cfg.tag else stamp)
+    return kind(runs / trial)
+
+
+def unused(folder: Path, name: str) -> str:
+    """The name, with -2, -3, ... where it is taken: a clock that was set back gives a time of day twice, and no run may lose its folder."""
+    return next(n for n in (name, *(f"{name}-{i}" for i in itertools.count(2))) if not (folder / n).exists())
 
 
 def fit_to_scene(job: Job, scene: Scene, start: str | None = None) -> Config:
@@ -174,9 +181,17 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
         "arbitrary_world": scene.arbitrary_world,
         "metres_per_unit": metres_per_unit(cfg.export, scene)[0],
     }
-    write_atomic(run / "scene.json", json.dumps(facts, indent=1).encode())
+    run.record("scene.json", json.dumps(facts, indent=1).encode())
     write_png(run / "images/scene.png", scene_picture(scene, cfg.model.radius))
     log.info("cameras, points and sphere: %s", run / "images/scene.png")
+
+
+def onward(job: Job, run: RunFolder, trainer: Trainer | None, flags: str) -> str:
+    """How to go on after a signal; flags: what was asked for besides training."""
+    newest = run.root if trainer is not None and trainer.kept else job.path
+    if newest is None:
+        return "there is no checkpoint yet, start again with the same command"
+    return f"go on with: python run.py --train --resume {newest}{flags}"
 
 
 def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, view: int | None = None, whole: bool = False) -> int:
@@ -186,6 +201,8 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
     here, and ends in a table.
     """
     cfg, state, path, ranks = job.cfg, job.state, job.path, start()
+    flags = "".join(f" --{name}" for name, on in (("test", test), ("mesh", mesh), ("no-video", not film)) if on)
+    trainer: Trainer | None = None
     if view is not None:
         refuse("--view")
     if not (train or ranks.first):  # test and mesh are the work of one process
@@ -217,7 +234,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
             if not ranks.first:
                 return 0 if complete else 128 + trainer.stop_signal
             if not complete:
-                log.info("stopped at step %d; go on with: python run.py --train --resume %s", trainer.clock.step, run.root)
+                log.info("stopped at step %d; %s", trainer.clock.step, onward(job, run, trainer, flags))
                 return 128 + trainer.stop_signal
             log.info(
                 "trained %d steps in %.1f minutes, %d skipped -> %s",
@@ -235,6 +252,8 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
             trained = checkpoint.seconds_trained(state, path)
         finish(system, scene, cfg, run, device, trained, Wanted(test, mesh, film, whole))
         return 0
+    except KeyboardInterrupt as stop:
+        return told(stop, onward(job, run, trainer, flags)) if train else told(stop)
     finally:
         run.close()
 

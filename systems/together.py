@@ -6,7 +6,6 @@ mean over something else (samples, points) counts by its number of values, which
 
 import contextlib
 import logging
-import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from models.nero import HIT, NeROShape
 from systems.losses import LossInputs
 from systems.parallel import Lost
 from utils.errors import UserError
+from utils.stop import SIGNALS
 
 log = logging.getLogger("neus")
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # terms that are means over other things than a process's rays; the rest are means over these, equally many in all processes
 COUNTED = ("curvature", "eikonal", "interlevel", "occlusion", "points", "sparsity")
 EVERY = "*"  # all terms of a system that leaves rays out (material)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 COMPARE = 1024  # steps between looks at whether all processes still have the same weights
 BEGUN, WEIGHED, AGREED, REFUSED = range(4)  # how far a step is: its exchanges, and whether it will be taken
 

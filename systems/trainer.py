@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from utils.device import choose
 from utils.errors import UserError
 from utils.log import RunFolder, commit
 from utils.rays import RayBatch, Scene
+from utils.stop import handled
 
 log = logging.getLogger("neus")
 LOOK = 16  # steps between looks at what a CUDA device left out; the sampler's refresh waits for it as often
@@ -71,6 +71,7 @@ class Trainer:
         self.terms: dict[str, torch.Tensor] = {}  # of the last step
         self.graph: StepGraph | None = None
         self.stop_signal = 0
+        self.kept = False  # whether there is a checkpoint of this run
         self.between: list[Callable[[], None]] = []  # called after each step; their time is no training time
         self.together = Together(self)
 
@@ -81,7 +82,7 @@ class Trainer:
             began = time.perf_counter()
             self.system.begin(self.scene)
             self.clock.seconds = self.spent + time.perf_counter() - began
-        with self._signals(), self._bar() as self.bar, self.together.guarded():
+        with handled(self._stop), self._bar() as self.bar, self.together.guarded():
             self.together.align()
             while self.progress < 1 and not self.stop_signal:
                 began = time.perf_counter()
@@ -95,14 +96,18 @@ class Trainer:
                 self._after_step(n_rays, time.perf_counter() - began)
                 for call in self.between:
                     call()
+            self._end()
+        return not self.stop_signal
+
+    def _end(self) -> None:
+        """After the last step, or the one in which a signal came: the averaged weights at the end of the run, and a checkpoint."""
         self._look_for_skipped()
         if self.graph:
             self.graph.close()
-        if not self.stop_signal:
+        if self.progress >= 1:
             self.average.take()
         if self.ranks.first:
             self.save()
-        return not self.stop_signal
 
     def prepare(self) -> None:
         """Batches from the step in hand on; on CUDA steps as a graph, where the system can hold its shapes."""
@@ -262,21 +267,11 @@ class Trainer:
             disable=not self.ranks.first,
         )  # fmt: skip
 
-    @contextlib.contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM end the loop after the step in hand, of several processes in all alike."""
-
-        def stop(number: int, _frame) -> None:
-            self.together.caught = number
-            if self.ranks.alone:
-                self.stop_signal = number
-
-        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        """A signal ends the loop after the step in hand, of several processes in all alike."""
+        self.together.caught = number
+        if self.ranks.alone:
+            self.stop_signal = number
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -295,7 +290,7 @@ class Trainer:
         self._look_for_skipped()
         path = self.run / "ckpt/last.pt"
         checkpoint.save_checkpoint(path, self.state())
-        self.saved_at = self.clock.seconds
+        self.saved_at, self.kept = self.clock.seconds, True
         return path
 
     def load(self, state: dict, path: Path) -> None:
@@ -319,5 +314,5 @@ class Trainer:
             reason = str(error).splitlines()[0][:120] if said else "its state is damaged"
             raise UserError(f"{path} cannot be continued ({reason}); take an older checkpoint, or train anew") from None
         self.scheduler.step(self.progress)
-        self.saved_at = self.clock.seconds
+        self.saved_at, self.kept = self.clock.seconds, True
         self.validator.last = self.clock.seconds

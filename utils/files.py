@@ -1,9 +1,12 @@
 """Files written whole or not at all; mappings read from files that may be damaged."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import yaml
 from utils.errors import UserError
 
 Data = bytes | bytearray | memoryview
+ABANDONED = 60.0  # seconds without a write after which a temporary file of no living process is a leftover
 
 
 def check_regular(path: str | Path) -> int:
@@ -43,6 +47,33 @@ def add_facts(path: Path, **found: object) -> None:
     write_atomic(path, json.dumps({**read_facts(path), **found}, indent=1).encode())
 
 
+def temporary_name(path: Path) -> Path:
+    """The name under which this process writes a file until it is whole; nothing reads such a file."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes have left in a folder. Those of another host may be in work: they are left for a while."""
+    for path in folder.rglob("*.part"):
+        number = re.search(r"\.(\d+)\.part$", path.name)
+        with contextlib.suppress(OSError):
+            if number and not _alive(int(number[1])) and abs(time.time() - path.stat().st_mtime) > ABANDONED:
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process of this number is there."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_atomic(path: str | Path, data: Data | Iterable[Data]) -> None:
     """Write bytes, or parts of bytes one after the other, under a temporary name, flush them to disk and rename the file to `path`.
 
@@ -50,7 +81,7 @@ def write_atomic(path: str | Path, data: Data | Iterable[Data]) -> None:
     survives and the temporary one is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -64,3 +95,18 @@ def write_atomic(path: str | Path, data: Data | Iterable[Data]) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose a folder that can be written to") from None
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file, which is made where it is missing. Raises OSError where not all of it can be written: then nothing is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise

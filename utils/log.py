@@ -1,7 +1,10 @@
 """The run folder and the logger: screen, log.txt, metrics.jsonl and TensorBoard."""
 
+import contextlib
+import functools
 import json
 import logging
+import logging.handlers
 import os
 import subprocess
 import time
@@ -10,7 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.events import Events
+from utils.files import append, remove_leftovers, write_atomic
 
 log = logging.getLogger("neus")
 
@@ -48,6 +52,22 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """log.txt, made again where it was removed. A full disk costs lines: what has to be saved says so itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """What `emit` meets while it writes is passed over."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def setup_logging() -> None:
     """Print the project's log lines on the screen; a second call has no effect."""
     if not log.handlers:
@@ -67,8 +87,9 @@ def git(*arguments: str) -> str:
         return ""
 
 
+@functools.cache
 def commit() -> str:
-    """Hash of the checked-out commit, or "unknown"."""
+    """Hash of the commit that was checked out when the program first asked, or "unknown"."""
     return git("rev-parse", "HEAD").strip() or "unknown"
 
 
@@ -80,13 +101,15 @@ class RunFolder:
         try:
             root.mkdir(parents=True, exist_ok=True)
             check_own(root)
-            self._file = logging.FileHandler(root / "log.txt", encoding="utf-8", errors="backslashreplace")
+            self._file = _LogFile(root / "log.txt", encoding="utf-8", errors="backslashreplace")
         except (OSError, ValueError) as error:  # ValueError: NUL in the name
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"the run folder {root} cannot be made ({reason}); choose another trainer.outputs_dir") from None
+        remove_leftovers(root)
         self._file.setFormatter(Printable("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._file)
-        self._writer = None
+        self._events = Events(root / "tb")
+        self._records: dict[str, bytes] = {}
 
     def __truediv__(self, name: str) -> Path:
         path = self.root / name
@@ -96,39 +119,41 @@ class RunFolder:
             raise UserError(f"{path.parent}: the folder cannot be made ({error.strerror}); remove what lies in its place") from None
         return path
 
+    def record(self, name: str, data: bytes) -> None:
+        """Write a file that tells what the run is; it is written again should someone remove the folder."""
+        self._records[name] = data
+        write_atomic(self / name, data)
+
     def record_source(self, config_yaml: str) -> None:
         """Write config.yaml, commit.txt and, where the checkout has changes, uncommitted.patch."""
-        write_atomic(self / "config.yaml", config_yaml.encode())
-        write_atomic(self / "commit.txt", (commit() + "\n").encode())
+        self.record("config.yaml", config_yaml.encode())
+        self.record("commit.txt", (commit() + "\n").encode())
         patch = git("diff", "HEAD")
         if patch:
-            write_atomic(self / "uncommitted.patch", patch.encode())
+            self.record("uncommitted.patch", patch.encode())
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and write the same values to TensorBoard."""
+        self._look_for_folder()
         line = json.dumps({"step": step, "time": round(time.time(), 1), **values})
         try:
-            with open(self / "metrics.jsonl", "a") as file:
-                file.write(line + "\n")
+            append(self / "metrics.jsonl", (line + "\n").encode())
         except OSError as error:
             raise UserError(f"{self.root}/metrics.jsonl cannot be written ({error.strerror}); free some space") from None
-        for key, value in values.items():
-            self.tensorboard.add_scalar(key, value, step)
+        self._events.scalars(step, values)
 
     def image(self, name: str, picture, step: int) -> None:
         """Write an [H, W, 3] uint8 picture to TensorBoard."""
-        self.tensorboard.add_image(name, picture, step, dataformats="HWC")
+        self._events.image(name, picture, step)
 
-    @property
-    def tensorboard(self):
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, used in training only
-
-            self._writer = SummaryWriter(str(self.root / "tb"))
-        return self._writer
+    def _look_for_folder(self) -> None:
+        """Make a folder that was removed while the run goes on again, with what tells what the run is."""
+        if self.root.is_dir():
+            return
+        log.warning("%s was removed: the run goes on and makes it again, without the log and the pictures of before", self.root)
+        for name, data in self._records.items():
+            write_atomic(self / name, data)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
         log.removeHandler(self._file)
         self._file.close()

@@ -1,6 +1,8 @@
 """The atomic writer: a failed or interrupted write leaves the older file and no temporary one."""
 
 import os
+import resource
+import time
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import trimesh
 
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
-from utils.files import read_file, write_atomic
+from utils.files import append, read_file, remove_leftovers, write_atomic
 from utils.image import image_size, read_raster, write_png
 from utils.mesh import save_mesh
 
@@ -85,3 +87,38 @@ def test_only_regular_files_are_read(tmp_path):
     for read in (image_size, read_raster):
         with pytest.raises(UserError, match=r"pipe: cannot be read \(not a regular file\)"):
             read(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
+def test_what_a_killed_process_left_is_removed_later(tmp_path):
+    """Not what a living process writes, nor what may be written on another host right now."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for name, age in (
+        (f"ckpt/last.pt.{pid}.part", 100),
+        (f"new.{pid}.part", 1),
+        (f"mesh.{os.getppid()}.part", 100),
+        ("scene.json.part", 100),
+    ):
+        path = tmp_path / name
+        write_atomic(path, b"half")
+        os.utime(path, (time.time() - age, time.time() - age))
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*.part")) == [f"mesh.{os.getppid()}.part", f"new.{pid}.part", "scene.json.part"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs limits of a process")
+def test_a_line_that_does_not_fit_is_not_appended_at_all(tmp_path):
+    path, limits = tmp_path / "new/a", resource.getrlimit(resource.RLIMIT_FSIZE)
+    append(path, b"one\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            append(path, b"two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"one\n"
+    append(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"

@@ -1,0 +1,66 @@
+"""Signals that end the program: raised once, told with a way to go on, never from a terminal that is gone."""
+
+import os
+import pty
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.stop import SIGNALS, Stopped, handled, stoppable, told
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_raised_once_and_the_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with stoppable():
+        with pytest.raises(KeyboardInterrupt) as caught:
+            os.kill(os.getpid(), number)
+        assert caught.type is Stopped and caught.value.number == number
+        assert signal.getsignal(number) == signal.SIG_DFL, "a second one ends the program at once"
+    assert signal.getsignal(number) == before
+
+
+def test_what_is_said(caplog):
+    assert told(Stopped(signal.SIGTERM), "go on") == 143 and told(KeyboardInterrupt()) == 130
+    assert caplog.messages == ["stopped by SIGTERM; go on", "stopped by SIGINT; start again with the same command"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """nohup."""
+    before, got = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    try:
+        with handled(got.append):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert got == [signal.SIGTERM]
+
+
+WITHOUT_TERMINAL = """
+import signal, sys
+from utils.stop import handled
+got = []
+with handled(got.append):
+    print("ready", flush=True)
+    while not got:
+        signal.pause()
+    print("a line", file=sys.stderr, flush=True)
+    print("a line", flush=True)
+open(sys.argv[1], "w").write(signal.Signals(got[0]).name)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_after_the_terminal_was_closed_a_run_goes_on_to_save(tmp_path):
+    """A write to a terminal that is gone raises OSError, in the midst of the progress bar or of a line of the log."""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(Path(__file__).parents[2])
+        os.execv(sys.executable, [sys.executable, "-c", WITHOUT_TERMINAL, str(tmp_path / "saved")])
+    assert b"ready" in os.read(master, 100)
+    os.close(master)  # the kernel sends SIGHUP
+    os.waitpid(pid, 0)
+    assert (tmp_path / "saved").read_text() == "SIGHUP"
