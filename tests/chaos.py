@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos_files import Steps, differences_of_runs, problems_of_files, read_steps
@@ -54,10 +54,10 @@ class Blow:
     kill: int
     phase: str  # where it was to be hit
     number: signal.Signals
-    hit: str = ""  # where it was
-    code: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    hit: str  # where it was
+    code: int
+    seconds: float
+    problems: list[str]
 
     def row(self) -> str:
         verdict = "; ".join(self.problems) or "good"
@@ -107,7 +107,7 @@ class Chaos:
         self.folder, self.random = folder, random.Random(seed)
         self.scene = write_tiny_scene(folder / "scene")
         self.server = Server(folder)
-        whole = self.server.run(self.words("whole"))
+        whole = self.server.run(self.words("whole"), count=True)
         assert whole.code == 0, whole.output
         self.steps, self.whole = whole.steps, self.root("whole")
         assert set(self.steps.entries) == set(PHASES), self.steps.entries
@@ -123,19 +123,23 @@ class Chaos:
             *(f"dataset.root_dir={self.scene}", f"trainer.outputs_dir={self.folder / name}"),
         ]
 
-    def kill(self, number: int, phase: str, how: signal.Signals) -> list[Blow]:
-        """Kill a run in this phase, perhaps again while it goes on, and let it end; the last row holds what differs at the end."""
-        name, blows = f"kill{number}", []
-        words = self.words(name)
+    def kill(self, number: int, *plan: tuple[str, signal.Signals]) -> list[Blow]:
+        """Kill a run in these phases, one after the other while it goes on, and let it end; the last row holds what differs at the end.
+
+        A plan of one phase may get further ones by chance.
+        """
+        name, blows, chance = f"kill{number}", [], len(plan) == 1
+        words, left = self.words(name), list(plan)
         while True:
-            blow = Blow(number, phase, how)
-            ended = self.server.run(words, self._blow(phase, how))
-            blow.code, blow.seconds, blow.hit = ended.code, ended.seconds, ended.steps.last
-            blow.problems = self.judged(self.root(name), ended, how)
+            phase, how = left.pop(0)
+            ended = self.server.run(words, self._blow(phase, how, first=bool(blows)))
+            blow = Blow(number, phase, how, ended.steps.last, ended.code, ended.seconds, self.judged(self.root(name), ended, how))
             blows.append(blow)
-            if ended.code == 0 or len(blows) == LIMIT or self.random.random() > 1 / 3:
+            if chance and len(blows) < LIMIT and self.random.random() < 1 / 3:
+                left.append((self.random.choice(PHASES), self.random.choice(SIGNALS)))
+            if ended.code == 0 or not left:
                 break
-            words, phase, how = self.onward(name, ended), self.random.choice(PHASES), self.random.choice(SIGNALS)
+            words = self.onward(name, ended)
         if ended.code != 0:
             words = self.onward(name, ended)
             ended = self.server.run(words)
@@ -144,8 +148,9 @@ class Chaos:
         blow.problems += [*differences_of_runs(self.whole, self.root(name)), *problems_of_files(self.root(name))]
         return blows
 
-    def _blow(self, phase: str, how: signal.Signals) -> dict:
-        entry, calls = self.random.randint(1, self.steps.entries[phase]), self.random.randrange(self.steps.calls[phase])
+    def _blow(self, phase: str, how: signal.Signals, first: bool) -> dict:
+        """first: in the first entry of the phase; a run that goes on may have fewer of them."""
+        entry, calls = 1 if first else self.random.randint(1, self.steps.entries[phase]), self.random.randrange(self.steps.calls[phase])
         return {"phase": phase, "entry": entry, "calls": calls, "delay": DELAY * self.random.random(), "signal": int(how)}
 
     def onward(self, name: str, ended: Ended) -> list[str]:
@@ -192,7 +197,7 @@ def table(folder: Path, seed: int, kills: int, phases: Sequence[str] = PHASES) -
         for number in range(1, kills + 1):
             phase = phases[(number - 1) % len(phases)]
             how = SIGNALS[((number - 1) // len(phases) + number) % 2]
-            for blow in chaos.kill(number, phase, how):
+            for blow in chaos.kill(number, (phase, how)):
                 print(blow.row(), flush=True)
                 rows.append(blow)
     finally:

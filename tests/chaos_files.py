@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.image import check_complete
 from utils.mesh import load_mesh
 
+LOADING = 4_000_000  # calls of functions before the training begins, about
 ASIDE = ("trained_seconds", "config")  # of a checkpoint: how long it took; where it was written
 SAME = ("mesh/mesh.ply", "mesh/mesh.obj", "mesh/confidence.json", "mesh/mesh.png", "test/*.png", "test/metrics.json")
 
@@ -30,14 +31,13 @@ class Steps:
 
 
 def read_steps(path: Path) -> Steps:
-    """Read the file that `chaos_server.Phases` wrote. Loading lasts until the training begins."""
-    found, begun, counts = Steps(), [], {}
+    """Read the file that `chaos_server.Phases` wrote. Loading lasts until the training begins; its calls are LOADING."""
+    found, begun, counts = Steps(), [], {"loading": [LOADING]}
     for line in path.read_text().splitlines() if path.exists() else []:
         calls, sign, phase, note = line.split(" ", 3)
         if sign == "+":
-            if begun and begun[-1][0] == "loading":
-                counts.setdefault("loading", []).append(int(calls) - begun.pop()[1])
-            begun.append((phase, int(calls)))
+            if phase != "loading":
+                begun.append((phase, int(calls)))
             found.entries[phase] = found.entries.get(phase, 0) + 1
             found.last = phase
         elif phase != "loading":

@@ -134,7 +134,7 @@ class RunFolder:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and write the same values to TensorBoard."""
-        self._look_for_folder()
+        self._look_for_records()
         line = json.dumps({"step": step, "time": round(time.time(), 1), **values})
         try:
             append(self / "metrics.jsonl", (line + "\n").encode())
@@ -146,13 +146,15 @@ class RunFolder:
         """Write an [H, W, 3] uint8 picture to TensorBoard."""
         self._events.image(name, picture, step)
 
-    def _look_for_folder(self) -> None:
-        """Make a folder that was removed while the run goes on again, with what tells what the run is."""
-        if self.root.is_dir():
-            return
-        log.warning("%s was removed: the run goes on and makes it again, without the log and the pictures of before", self.root)
-        for name, data in self._records.items():
-            write_atomic(self / name, data)
+    def _look_for_records(self) -> None:
+        """Write again what tells what the run is, where someone removed the folder while the run goes on."""
+        gone = [name for name in self._records if not (self.root / name).exists()]
+        if gone:
+            log.warning(
+                "%s: %s was removed; the run goes on without what was there, and makes its folder again", self.root, ", ".join(gone)
+            )
+        for name in gone:
+            write_atomic(self / name, self._records[name])
 
     def close(self) -> None:
         log.removeHandler(self._file)

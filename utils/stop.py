@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -30,15 +29,21 @@ def told(stop: KeyboardInterrupt, advice: str = "start again with the same comma
     return 128 + number
 
 
-def _leave_terminal(number: int) -> None:
-    """After SIGHUP what is printed goes nowhere: a write to a terminal that is no more would be an error in the midst of saving."""
-    if number != getattr(signal, "SIGHUP", None):
-        return
+def _terminals() -> list[int]:
+    """Standard output and error, where they are terminals."""
+    found = []
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.isatty(number):
+                found.append(number)
+    return found
+
+
+def _print_nowhere(outputs: list[int]) -> None:
+    """Lead outputs to nowhere: a write to a terminal that is gone is an error, in the midst of saving."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if os.isatty(stream.fileno()):
-                os.dup2(nowhere, stream.fileno())
+    for number in outputs:
+        os.dup2(nowhere, number)
     os.close(nowhere)
 
 
@@ -46,10 +51,12 @@ def _leave_terminal(number: int) -> None:
 def handled(handler: Callable[[int], None]) -> Iterator[None]:
     """Within, the signals call the handler with their number. One that is ignored (nohup) stays so; only the main thread can set them."""
     main = threading.current_thread() is threading.main_thread()
+    terminals = _terminals()  # asked now: one that is gone is none any more
     numbers = [number for number in SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
 
     def call(number: int, _frame: object) -> None:
-        _leave_terminal(number)
+        if number == getattr(signal, "SIGHUP", None):
+            _print_nowhere(terminals)
         handler(number)
 
     old = {number: signal.signal(number, call) for number in numbers}

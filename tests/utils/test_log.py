@@ -84,7 +84,7 @@ def test_a_folder_that_is_removed_is_made_again(run, caplog):
     assert [json.loads(line)["step"] for line in (run.root / "metrics.jsonl").read_text().splitlines()] == [2, 3]
     assert (run.root / "config.yaml").read_text() == "a: 1\n" and (run.root / "scene.json").read_bytes() == b"{}"
     assert (run.root / "log.txt").read_text().endswith("INFO a line\n") and list((run.root / "tb").iterdir())
-    assert caplog.text.count("was removed: the run goes on") == 1
+    assert caplog.text.count("was removed; the run goes on") == 1
 
 
 def test_a_full_disk_is_one_sentence(run, capfd):
