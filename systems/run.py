@@ -122,7 +122,7 @@ def run_folder(cfg: Config, resume: Path | None, writes: bool = True) -> RunFold
 
 def unused(folder: Path, name: str) -> str:
     """The name, with -2, -3, ... where it is taken: a clock that was set back gives a time of day twice, and no run may lose its folder."""
-    return next(n for n in (name, *(f"{name}-{i}" for i in itertools.count(2))) if not (folder / n).exists())
+    return next(n for n in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2))) if not (folder / n).exists())
 
 
 def fit_to_scene(job: Job, scene: Scene, start: str | None = None) -> Config:

@@ -13,6 +13,7 @@ import trimesh
 
 import run
 from systems import cli as cli_flags
+from systems.run import unused
 from tests.scenes import AXES
 from tests.systems.test_train import MEAN_DISTANCE, TINY
 
@@ -345,3 +346,11 @@ def test_other_errors_of_the_program_are_not_hidden(monkeypatch):
     monkeypatch.setattr("systems.run.prepare", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         run.main(["--train", "--config", "confs/dtu.yaml"])
+
+
+def test_a_time_of_day_that_comes_twice_gives_two_run_folders(tmp_path):
+    """A clock is set back, or two runs start in one second."""
+    assert unused(tmp_path, "a") == "a"
+    for name in ("a", "a-2"):
+        (tmp_path / name).mkdir()
+    assert unused(tmp_path, "a") == "a-3"
