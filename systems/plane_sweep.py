@@ -27,12 +27,13 @@ from systems.free_space import centres, free_cells, numbers
 from systems.patches import source_views
 from systems.start import oriented_points
 from utils.decimate import cell_means
-from utils.files import write_atomic
+from utils.files import read_file, write_atomic
 from utils.log import RunFolder
 from utils.rays import Cameras, Scene
 
 log = logging.getLogger("neus")
-FILE = "points.npz"  # in a run folder
+FILE, MOST_BYTES = "points.npz", 1 << 26  # in a run folder
+VIEWS = 100  # photographs that are swept; of more, as many at even steps
 PIXELS = 120_000  # of a depth map, at most
 DEPTHS = 96  # planes, at even steps of inverse depth
 BEYOND = 24  # planes behind the sphere: what lies there must not look like something within
@@ -96,11 +97,14 @@ def depth_map(grey: list[np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, so
     return np.where(good, 1 / (1 / low + (1 / high - 1 / low) * place / (DEPTHS - 1)), 0).astype(np.float32)
 
 
-def swept(scene: Scene, radius: float, run: RunFolder, writes: bool = True) -> Scene | None:
-    """The scene with the points of `sweep`, None where they are too few; kept in the run folder's points.npz, for a resumed run."""
-    path, what = run / FILE, _signature(scene, radius)
-    cloud = _read(path, what)
-    if cloud is None:
+def swept(scene: Scene, radius: float, run: RunFolder, writes: bool = True, anew: bool = True) -> Scene | None:
+    """The scene with the points of `sweep`, None where they are too few; kept in the run folder's points.npz, for a resumed run.
+
+    writes: the file. anew: sweep where there is none for this scene.
+    """
+    path, what = run.root / FILE, _signature(scene, radius)
+    cloud = _read(path, what, len(scene.names))
+    if cloud is None and anew:
         cloud = sweep(scene, radius)
         if cloud is not None and writes:
             data = io.BytesIO()
@@ -121,19 +125,28 @@ def _signature(scene: Scene, radius: float) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, what: str) -> Cloud | None:
+def _read(path: Path, what: str, n_views: int) -> Cloud | None:
     """The points in a file, where they are of this scene."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return Cloud(file["points"], file["tracks"], file["free"]) if str(file["signature"]) == what else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(read_file(path))).infolist()) > MOST_BYTES:
+            return None
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
+            cloud, of = Cloud(file["points"], file["tracks"], file["free"]), str(file["signature"])
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
         return None
+    places = all(x.ndim == 2 and x.shape[1] == 3 and x.dtype.kind == "f" and np.isfinite(x).all() for x in (cloud.points, cloud.free))
+    pairs = cloud.tracks.ndim == 2 and cloud.tracks.shape[1:] == (2,) and cloud.tracks.dtype.kind == "i"
+    inside = pairs and ((cloud.tracks >= 0) & (cloud.tracks < (len(cloud.points), n_views))).all()
+    return cloud if of == what and places and inside else None
 
 
 def sweep(scene: Scene, radius: float) -> Cloud | None:
     """The points that the depth maps of the training photographs agree on, inside the sphere; None where there are none."""
     began = time.perf_counter()
-    cameras, train = scene.cameras, list(scene.train)
+    cameras, train = (
+        scene.cameras,
+        [scene.train[k] for k in np.linspace(0, len(scene.train) - 1, min(VIEWS, len(scene.train))).round().astype(int)],
+    )
     factor = min(1.0, (PIXELS / (cameras.width * cameras.height)) ** 0.5)
     w, h = max(8, round(cameras.width * factor)), max(8, round(cameras.height * factor))
     grey = [

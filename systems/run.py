@@ -19,13 +19,12 @@ from models.material import MaterialModel
 from process_data.load import load_scene, recognise
 from process_data.normalize import in_frame
 from process_data.preview import scene_picture
+from systems.begin import with_surface
 from systems.build import build_system, restore_system
 from systems.cameras import refined
 from systems.finish import Wanted, finish
 from systems.parallel import NoFolder, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
-from systems.plane_sweep import swept
-from systems.start import oriented_points
 from systems.trainer import Trainer
 from systems.view import live_view, look
 from utils import checkpoint
@@ -125,33 +124,6 @@ def unused(folder: Path, name: str) -> str:
     return next(n for n in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2))) if not (folder / n).exists())
 
 
-def fit_to_scene(job: Job, scene: Scene, start: str | None = None) -> Config:
-    """The job's config with `start` known of the surface, or the one without masks where it uses masks that the scene does not have."""
-    cfg = job.cfg
-    if not cfg.dataset.apply_mask or scene.masks is not None:
-        return job.load(start=start)
-    log.warning(
-        "%s has no masks: training without them, with a learned background; for photographs on a plain background set "
-        "dataset.apply_mask=false model.background=white (or black)",
-        cfg.dataset.root_dir,
-    )
-    return job.load(masks=False, start=start)
-
-
-def with_surface(job: Job, scene: Scene, run: RunFolder, writes: bool) -> tuple[Scene, Config]:
-    """The scene with the points of a plane sweep where the config wants them, and the config with the best start that there is."""
-    radius = job.cfg.model.radius
-    if job.state:
-        return (swept(scene, radius, run, writes) or scene if getattr(job.cfg.model, "start", "") == "sweep" else scene), job.cfg
-    cfg = fit_to_scene(job, scene)
-    kind = getattr(cfg.model, "start", "sphere")
-    found = None
-    if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned"):
-        found = swept(scene, radius, run, writes)
-    start = "sweep" if found is not None else "points" if oriented_points(scene, radius) is not None else "sphere"
-    return found or scene, fit_to_scene(job, scene, start)
-
-
 def trained_frame(scene: Scene, run: RunFolder) -> Scene:
     """The scene in the unit sphere that the run folder's checkpoint was trained in, by its scene.json where there is one."""
     try:
@@ -247,6 +219,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
             test, mesh = test or cfg.trainer.finish, mesh or cfg.trainer.finish
         else:
             assert state is not None and path is not None
+            scene, cfg = with_surface(job, scene, run, False, train=False)
             system = restore_system(cfg, device, state, path, scene)
             system.prepare(scene)
             trained = checkpoint.seconds_trained(state, path)

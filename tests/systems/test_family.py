@@ -18,7 +18,8 @@ from confs.schema import loss_weights
 from encoder.get_encoding import ENCODINGS
 from process_data.load import load_scene
 from systems import losses
-from systems.run import Job, execute, fit_to_scene
+from systems.begin import fit_to_scene
+from systems.run import Job, execute
 from tests.material_scenes import write_ellipsoid
 from tests.models import test_proposal
 from tests.scenes import AXES

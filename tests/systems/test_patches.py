@@ -126,7 +126,7 @@ def test_patches_are_looked_for_in_other_training_views(scene):
 def test_the_sweep_finds_the_surface_and_the_free_space(scene):
     cloud = plane_sweep.sweep(scene, 1.0)
     away = np.abs(np.linalg.norm(cloud.points, axis=1) - BALL)
-    assert len(cloud.points) > 500 and np.median(away) < 0.01 and np.quantile(away, 0.95) < 0.02
+    assert len(cloud.points) > 500 and np.median(away) < 0.01 and np.quantile(away, 0.95) < 0.04
     assert 0 not in cloud.tracks[:, 1] and cloud.tracks[:, 0].max() == len(cloud.points) - 1
     out = np.linalg.norm(cloud.free, axis=1)
     assert len(cloud.free) > 500 and out.min() > BALL
@@ -147,6 +147,7 @@ def test_a_sweep_is_kept_in_the_run_folder(scene, tmp_path, monkeypatch):
     assert torch.equal(first.points, again.points) and torch.equal(first.free, again.free) and torch.equal(first.tracks, again.tracks)
     calls = []
     monkeypatch.setattr(plane_sweep, "sweep", lambda *a: calls.append(a))
+    assert plane_sweep.swept(scene, 0.9, run, anew=False) is None and not calls
     assert plane_sweep.swept(scene, 0.9, run) is None and calls  # another sphere: not these points
     (tmp_path / "run/points.npz").write_bytes(b"PK\x03\x04 not an archive")
     assert plane_sweep.swept(scene, 1.0, run) is None and len(calls) == 2

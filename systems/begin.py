@@ -1,0 +1,44 @@
+"""What is known of a scene before its training: whether it has masks, and where its surface roughly is."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from confs.schema import Config
+from systems.plane_sweep import swept
+from systems.start import oriented_points
+from utils.log import RunFolder
+from utils.rays import Scene
+
+if TYPE_CHECKING:
+    from systems.run import Job
+
+log = logging.getLogger("neus")
+
+
+def fit_to_scene(job: "Job", scene: Scene, start: str | None = None) -> Config:
+    """The job's config with `start` known of the surface, or the one without masks where it uses masks that the scene does not have."""
+    cfg = job.cfg
+    if not cfg.dataset.apply_mask or scene.masks is not None:
+        return job.load(start=start)
+    if start is None:
+        log.warning(
+            "%s has no masks: training without them, with a learned background; for photographs on a plain background set "
+            "dataset.apply_mask=false model.background=white (or black)",
+            cfg.dataset.root_dir,
+        )
+    return job.load(masks=False, start=start)
+
+
+def with_surface(job: "Job", scene: Scene, run: RunFolder, writes: bool, train: bool = True) -> tuple[Scene, Config]:
+    """The scene with the points of a plane sweep where the config wants them, and the config with the best start that there is."""
+    radius = job.cfg.model.radius
+    if job.state:
+        again = getattr(job.cfg.model, "start", "") == "sweep"
+        return (swept(scene, radius, run, writes, anew=train) or scene if again else scene), job.cfg
+    cfg = fit_to_scene(job, scene)
+    kind = getattr(cfg.model, "start", "sphere")
+    found = None
+    if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned" and cfg.model.name == "neus"):  # mirrors deceive a sweep
+        found = swept(scene, radius, run, writes)
+    start = "sweep" if found is not None else "points" if oriented_points(scene, radius) is not None else "sphere"
+    return found or scene, fit_to_scene(job, scene, start)
