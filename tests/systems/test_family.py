@@ -23,6 +23,7 @@ from systems.run import Job, execute
 from tests.material_scenes import write_ellipsoid
 from tests.models import test_proposal
 from tests.scenes import AXES
+from tests.systems import test_patches
 from tests.systems.test_train import ROOT, TINY, tiny_words, trainer
 from utils.errors import UserError
 from utils.mesh import load_mesh
@@ -162,6 +163,8 @@ def test_the_property_of_a_loss(name):
 
 def test_every_term_has_a_property_here_or_a_test_of_its_own():
     elsewhere = {
+        "free": test_patches.test_the_term_of_free_space_counts_what_is_enclosed,
+        "patches": test_patches.test_the_term_moves_a_surface_to_the_true_one,
         "points": test_points_pull_the_surface_and_come_with_the_batch,
         "interlevel": test_proposal.test_interlevel_is_zero_under_the_bound_and_teaches_the_proposal_alone,
     }
@@ -185,7 +188,7 @@ def test_dense_and_packed_distortion_agree():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in loss_weights() if n != "points"])
+@pytest.mark.parametrize("name", [n for n in loss_weights() if n not in ("points", "free", "patches")])
 @pytest.mark.parametrize("recipe", ["dtu", "nerf-dtu", "nero-shape"])
 def test_each_loss_switched_on_is_logged_and_reaches_the_weights(name, recipe, tiny_scene, tmp_path):
     on = [f"loss.{n}={0.1 if n == name else 0}" for n in loss_weights()]
