@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import NO_MEMORY
+
 MEMORY = 2 << 30  # bytes above those at the start
 LIMIT = 20.0  # seconds
 LONGEST = 2000  # characters of an error
@@ -188,7 +190,7 @@ def judge(ended: Ended, box: Path, before: tuple[dict[str, str], dict[str, str]]
             problems.append(f"exit code {ended.code} with {len(errors)} errors, last line: {last[:120]}")
         elif len(errors[0]) > LONGEST:
             problems.append(f"an error of {len(errors[0])} characters")
-    if ended.grown > MEMORY:
+    if ended.grown > MEMORY and f"error: {NO_MEMORY}" not in ended.text:  # refused at the limit, by its name
         problems.append(f"{ended.grown / 2**30:.1f} GiB of memory")
     if ended.code == 0:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # of a file that the case has spoilt
