@@ -24,7 +24,7 @@ from tests.systems.test_train import TINY, config, same
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-OVER_RAYS = {"rgb", "rgb_mse", "rgb_smooth_l1", "rgb_charbonnier", "mask", "opaque", "distortion", "distortion_bg"}
+OVER_RAYS = {"rgb", "rgb_mse", "rgb_smooth_l1", "rgb_charbonnier", "mask", "opaque", "distortion", "distortion_bg", "free", "patches"}
 STEPS, KILLED = 40, 21  # of the runs by command, and after which step the second process is killed: one before a refresh of the grid
 
 
@@ -37,7 +37,7 @@ def finish(processes, timeout=200):
 
 
 def test_of_every_term_it_is_known_over_what_it_is_a_mean():
-    """A new loss term must say whether it is a mean over rays (here) or over something else (COUNTED)."""
+    """A new loss term must say whether it is a mean over rays, or equally many values in each process (here), or over something else (COUNTED)."""
     assert set(TERMS) == OVER_RAYS | set(COUNTED) and not OVER_RAYS & set(COUNTED)
 
 
