@@ -22,11 +22,12 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """A checkpoint file as it is; of a run folder (or its ckpt folder) the newest checkpoint. Raises UserError."""
+    """A checkpoint file as it is; of a run folder (or its ckpt folder) last.pt, which is its newest whatever the clock said; without it the
+    newest by date. Raises UserError."""
     if not path.exists():
         raise UserError(f"--resume {path}: no such file or folder")
     if path.is_dir():
-        found = sorted([*path.glob("ckpt/*.pt"), *path.glob("*.pt")], key=lambda p: (p.stat().st_mtime, p.name == "last.pt"))
+        found = sorted([*path.glob("ckpt/*.pt"), *path.glob("*.pt")], key=lambda p: (p.name == "last.pt", p.stat().st_mtime))
         if not found:
             raise UserError(f"--resume {path}: no checkpoint in it; expected ckpt/last.pt")
         return found[-1]

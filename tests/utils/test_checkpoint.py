@@ -20,6 +20,16 @@ def test_round_trip_and_run_folder(tmp_path):
     assert resolve(tmp_path / "run") == path
 
 
+def test_a_clock_that_was_set_back_does_not_hide_the_newest(tmp_path):
+    """last.pt was written later than a copy of an earlier one, at a time of day before it."""
+    for name, date in (("last.pt", 1000), ("copy.pt", 5000), ("older.pt", 4000)):
+        save_checkpoint(tmp_path / "ckpt" / name, STATE)
+        os.utime(tmp_path / "ckpt" / name, (date, date))
+    assert resolve(tmp_path).name == resolve(tmp_path / "ckpt").name == "last.pt"
+    (tmp_path / "ckpt/last.pt").unlink()
+    assert resolve(tmp_path).name == "copy.pt"
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, (str(Malicious.target),)

@@ -4,10 +4,13 @@ import os
 import pty
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from confs.load import load_config
+from systems.run import run_folder
 from utils.stop import SIGNALS, Stopped, handled, stoppable, told
 
 
@@ -41,6 +44,8 @@ def test_a_signal_that_is_ignored_stays_so():
 
 WITHOUT_TERMINAL = """
 import signal, sys
+from confs.load import load_config
+from systems.run import run_folder
 from utils.stop import handled
 got = []
 with handled(got.append):
@@ -64,3 +69,13 @@ def test_after_the_terminal_was_closed_a_run_goes_on_to_save(tmp_path):
     os.close(master)  # the kernel sends SIGHUP
     os.waitpid(pid, 0)
     assert (tmp_path / "saved").read_text() == "SIGHUP"
+
+
+def test_a_run_never_takes_a_folder_that_is_there(tmp_path, monkeypatch):
+    """A clock that was set back, as in autumn, gives a time of day twice."""
+    monkeypatch.setattr(time, "strftime", lambda *_: "20261025-023000")
+    cfg = load_config(None, [f"trainer.outputs_dir={tmp_path}", "name=n", "dataset.root_dir=x", "dataset.name=dtu"])
+    runs = [run_folder(cfg, None) for _ in range(3)]
+    for run in runs:
+        run.close()
+    assert [run.root.name for run in runs] == ["20261025-023000", "20261025-023000-2", "20261025-023000-3"]
