@@ -1,9 +1,13 @@
 """Evidence between photographs: patches carried through the surface, the plane sweep, free space, colours without directions."""
 
+import json
+import signal
+
 import numpy as np
 import pytest
 import torch
 
+import run
 from confs.load import load_config
 from models.method import RenderOutput
 from process_data.rays import RayDataset, make_rays
@@ -12,7 +16,11 @@ from systems.build import build_system
 from systems.free_space import CELLS, CROSSED, centres, free_cells, numbers
 from systems.losses import free
 from systems.patches import BEST, RAYS, Patches, source_views
+from systems.trainer import Trainer
 from tests.scenes import ring_cameras
+from tests.systems.test_train import tiny_words
+from utils.checkpoint import load_checkpoint
+from utils.image import write_png
 from utils.log import RunFolder
 from utils.rays import Cameras, FieldOutput, Render, Scene
 
@@ -151,6 +159,47 @@ def test_a_sweep_is_kept_in_the_run_folder(scene, tmp_path, monkeypatch):
     assert plane_sweep.swept(scene, 0.9, run) is None and calls  # another sphere: not these points
     (tmp_path / "run/points.npz").write_bytes(b"PK\x03\x04 not an archive")
     assert plane_sweep.swept(scene, 1.0, run) is None and len(calls) == 2
+
+
+@pytest.mark.slow
+def test_a_run_without_masks_starts_from_the_sweep_and_resumes_bit_for_bit(scene, tmp_path):
+    folder, mats = tmp_path / "ball", {}
+    for i, (K, c2w) in enumerate(zip(scene.cameras.K.double().numpy(), scene.cameras.c2w.double().numpy())):
+        write_png(folder / "image" / f"{i:03d}.png", scene.images[i].numpy())
+        mats[f"world_mat_{i}"], mats[f"scale_mat_{i}"] = np.eye(4), np.eye(4)
+        mats[f"world_mat_{i}"][:3] = K @ np.concatenate([c2w[:, :3].T, -c2w[:, :3].T @ c2w[:, 3:]], 1)
+    np.savez(folder / "cameras_sphere.npz", **mats)
+    words = [*tiny_words(), "trainer.threads=1", "trainer.device=cpu", "model.background_field.log2_size=8", "optim.warmup=0"]
+    words = [word for word in words if not word.startswith(("dataset.", "model.occupancy", "model.background="))]
+    words += [
+        f"dataset.root_dir={folder}",
+        f"trainer.outputs_dir={tmp_path}",
+        "name=n",
+        "trainer.finish=false",
+        "trainer.max_steps=20",
+        "seed=3",
+    ]
+    assert run.main(["--train", *words, "trainer.trial_name=whole"]) == 0
+    log = (tmp_path / "n/whole/log.txt").read_text()
+    assert "points that agree" in log and "points on the surface: the SDF is fitted" in log
+    saved = load_config(saved=(tmp_path / "n/whole/config.yaml").read_text())
+    assert saved.model.start == "sweep" and saved.loss.free == 0.2 and saved.model.dirs_begin == 0.3
+    rows = [json.loads(line) for line in (tmp_path / "n/whole/metrics.jsonl").read_text().splitlines()]
+    assert {"loss/patches", "loss/free", "loss/points"} <= set().union(*rows)
+
+    real = Trainer._after_step
+
+    def stopped(self, *args):
+        real(self, *args)
+        self.stop_signal = signal.SIGTERM if self.clock.step == 9 else 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_after_step", stopped)
+        assert run.main(["--train", *words, "trainer.trial_name=part"]) == 128 + signal.SIGTERM
+    assert run.main(["--train", "--resume", str(tmp_path / "n/part")]) == 0
+    assert (tmp_path / "n/part/log.txt").read_text().count("points that agree") == 1  # then read from the run folder
+    a, b = (load_checkpoint(tmp_path / "n" / name / "ckpt/last.pt")["model"] for name in ("whole", "part"))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 # ------------------------------------------------------------------------------------------------ free space
