@@ -30,7 +30,7 @@ DELAY = 0.005  # seconds at most between the call that a blow waits for and the 
 LIMIT = 3  # blows at most to one run
 OPTIONS = [
     "seed=5", "name=n", "trainer.trial_name=t", "trainer.device=cpu", "trainer.threads=1", "trainer.max_steps=40", "trainer.save_every=8",
-    "trainer.val_minutes=0.0005", "trainer.log_every=5", "trainer.average=0.3", "trainer.target_samples=2048", "trainer.n_rays=64",
+    "trainer.val_minutes=0.000001", "trainer.log_every=5", "trainer.average=0.3", "trainer.target_samples=2048", "trainer.n_rays=64",
     "trainer.max_rays=256", "model.grid.n_levels=4", "model.grid.levels=4", "model.grid.log2_size=10", "model.grid.base=4",
     "model.grid.top=32", "model.samples_per_ray=128", "model.samples_per_ray_test=128", "model.occupancy.resolution=24",
     "loss.eikonal_points=128", "dataset.hold_every=4", "dataset.test_steps=3", "export.resolution=40", "export.coarse=24",

@@ -29,6 +29,17 @@ def test_a_run_that_is_killed_four_times_ends_in_the_same_bits(chaos):
     assert [row.code for row in rows] == [-9, 143, 143, -9] and not [row.row() for row in rows if row.problems]
 
 
+def test_what_is_cut_or_differs_is_found(chaos):
+    root = chaos.root("cut")
+    shutil.copytree(chaos.whole, root)
+    for name in ("ckpt/last.pt", "mesh/mesh.ply", "test/metrics.json", "images/scene.png", "video.mp4", "report.html"):
+        data = (chaos.whole / name).read_bytes()
+        (root / name).write_bytes(data[: len(data) // 2])
+    assert len(problems_of_files(root)) == 6
+    shutil.copy(chaos.whole / "ckpt/last.pt", root / "ckpt/last.pt")
+    assert differences_of_runs(chaos.whole, root) == ["mesh/mesh.ply differs", "test/metrics.json differs"]
+
+
 @pytest.mark.slow
 def test_thirty_kills_in_every_phase(tmp_path):
     assert not [row.row() for row in table(tmp_path, 1, 30) if row.problems]
@@ -80,6 +91,7 @@ def clock_goes_back():
     time.time = earlier
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_changes_nothing(chaos):
     ended = chaos.server.run(chaos.words("back"), before=f"{__name__}:clock_goes_back")
     assert ended.code == 0 and not problems_of_files(chaos.root("back")), ended.output
