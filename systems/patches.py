@@ -87,7 +87,8 @@ class Patches:
         slope = (field.grad.detach() * dirs.detach()).sum(-1)
         t = depth - field.sdf / slope.clamp(max=-LEAST)  # to where the ray meets the surface; its slope is that of the implicit function
         normal = F.normalize(field.grad, dim=-1, eps=1e-6)
-        cost, valid = self.compare(view, uv, origin, dirs, t, normal, model)
+        with torch.autocast(t.device.type, enabled=False):  # in float16 a patch would land pixels away
+            cost, valid = self.compare(view, uv, origin.float(), dirs.float(), t.float(), normal.float(), model)
         serves = (hit[pick] > 0) & (field.sdf.detach().abs() < NEAR * model.radius) & (slope < -LEAST)
         valid = valid & serves[:, None]
         lowest = torch.where(valid, cost, torch.inf).topk(min(BEST, cost.shape[1]), 1, largest=False).values

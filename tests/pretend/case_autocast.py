@@ -16,13 +16,17 @@ from confs.model import SDFConfig
 from encoder.directional import IntegratedDirectional
 from encoder.get_encoding import HashGridSpec, get_encoding
 from models import volrend
+from models.method import RenderOutput
 from models.network import scale_gradient, trunc_exp
 from models.pose import CameraRefinement
 from models.sdf import SDFNetwork
 from models.volrend_warp import Accumulate, Composite, Distortion, TransmittanceWeights
+from process_data.rays import RayDataset, make_rays
+from systems.patches import Patches, _Bilinear
 from tests.pretend.device import pretended_cuda
+from tests.systems.test_patches import BALL, ball_scene
 from utils.colour import clip
-from utils.rays import Rays
+from utils.rays import FieldOutput, Rays, Render
 
 OFFSETS = torch.tensor([0, 3, 3, 8])
 SPEC = HashGridSpec(n_levels=3, n_features=2, log2_size=8, base=4, top=16, smoothstep=True)
@@ -64,6 +68,35 @@ def turned(dirs):
     return (pose.refine(rays, torch.arange(len(dirs), device=dirs.device) % 6, 1.0).dirs - dirs) * 100
 
 
+def grey():
+    """Two pictures of 8x5 pixels, and room behind them."""
+    return torch.randint(256, (2 * 40 + 9,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+class Ball:
+    """The distance to a ball."""
+
+    pose, radius = None, 1.0
+
+    def __init__(self, size):
+        self.size = size
+
+    def field_at(self, points, context):
+        away = points.norm(dim=1)
+        return FieldOutput(away - self.size, points / away[:, None], points[:, :0])
+
+
+def patches(off):
+    """The term of a ball that is too large by `off`."""
+    torch.manual_seed(1)
+    scene = ball_scene(8)
+    batch = RayDataset(scene, 1.0, seed=0, device=off.device)[(0, 500)]
+    span = make_rays(scene.cameras.to(off.device), batch.view, batch.uv, BALL)
+    hit = span.near < span.far
+    render = Render(batch.rgb, hit.float(), torch.where(hit, span.near, 0.0), torch.zeros_like(batch.rgb))
+    return Patches(scene, off.device)(batch, RenderOutput(render), Ball(BALL + off), None)[None]
+
+
 # name -> (function of float tensors, its inputs, whether it is differentiable twice)
 CASES = {
     "_Encode, _EncodeBackward": (grid, lambda: (torch.randn(9, 3), torch.randn(SPEC.offsets[-1], 2)), True),
@@ -78,6 +111,8 @@ CASES = {
     "_TruncExp": (trunc_exp, lambda: (torch.randn(9),), True),
     "_ScaleGradient": (lambda t, a, b: torch.cat(scale_gradient(t, a * a, b * b)), lambda: (torch.rand(9), torch.rand(9), torch.rand(9)), True),
     "_Clip": (lambda x: clip(x * x), lambda: (torch.randn(9),), True),
+    "_Bilinear": (lambda uv: _Bilinear.apply(grey().to(uv.device), torch.full((9,), 40).to(uv.device), uv, 8), lambda: (torch.rand(9, 2) * 3,), False),
+    "patches": (patches, lambda: (torch.tensor(0.02),), False),
     "turned cameras": (turned, lambda: (unit(9),), False),
 }  # fmt: skip
 

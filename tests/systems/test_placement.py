@@ -192,7 +192,7 @@ def test_bad_distances(text, message):
 def test_a_scale_is_set_once():
     with pytest.raises(UserError, match="both set the scale"):
         measured("0,0,0 1,0,0 1", None, ["export.metres_per_unit=2"])
-    with pytest.raises(UserError, match=r"export\.metres_per_unit: must be positive"):
+    with pytest.raises(UserError, match=r"export\.metres_per_unit: must lie in"):
         load_config(None, ["export.metres_per_unit=0"])
 
 
