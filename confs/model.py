@@ -317,7 +317,7 @@ class SurfaceConfig(VolumeConfig):
 
     start: Literal["auto", "sphere", "points", "sweep"] = (
         "auto"  # the surface at step 0; points: fitted to those of structure from motion; sweep: to those of a plane sweep through the sphere;
-        # auto: without masks sweep, or points where it finds too few
+        # auto: without masks points where the scene has them, else sweep, or sphere where it finds too few
     )
     refine: float = 0.5  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
     cos_anneal_end: float = 0.25  # progress from which the true cosine is used

@@ -38,7 +38,9 @@ def with_surface(job: "Job", scene: Scene, run: RunFolder, writes: bool, train: 
     cfg = fit_to_scene(job, scene)
     kind = getattr(cfg.model, "start", "sphere")
     found = None
-    if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned" and cfg.model.name == "neus"):  # mirrors deceive a sweep
+    points = oriented_points(scene, radius) is not None
+    # mirrors deceive a sweep; photographs with points of their own were not better with one (docs/recipes.md, "Hollows")
+    if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned" and cfg.model.name == "neus" and not points):
         found = swept(scene, radius, run, writes)
-    start = "sweep" if found is not None else "points" if oriented_points(scene, radius) is not None else "sphere"
+    start = "sweep" if found is not None else "points" if points else "sphere"
     return found or scene, fit_to_scene(job, scene, start)
