@@ -341,9 +341,7 @@ class SurfaceConfig(VolumeConfig):
 class NeuSConfig(SurfaceConfig):
     name: str = "neus"
     radiance: RadianceConfig = field(default_factory=RadianceConfig)
-    dirs_begin: float = (
-        0.0  # progress from which colours depend on the view direction; before, photographs agree on the surface or are wrong
-    )
+    dirs_begin: float = 0.0  # progress from which colours depend on the view direction
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,7 +43,7 @@ POINTS_START = {
 }
 
 # model.start=sweep, above POINTS_START: dense points and the free space before them hold hollows open, and so do colours that may not
-# depend on the direction at first, so that no membrane can be painted over a hollow (docs/recipes.md, "Without masks").
+# depend on the direction at first, so that no membrane can be painted over a hollow (docs/recipes.md, "Hollows").
 SWEEP_START = {
     "model": {"dirs_begin": 0.3},
     "loss": {"patches": [0.3, 0, 0.1, 0.5], "free": 0.2},

@@ -7,6 +7,8 @@ cross-correlation (NCC), which does not see exposure. Geo-NeuS (Fu et al., NeurI
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,8 +65,7 @@ class Patches:
     """The term `loss.patches` of a scene."""
 
     def __init__(self, scene: Scene, device: torch.device, half: int = HALF):
-        weights = torch.tensor([0.299, 0.587, 0.114])
-        grey = torch.stack([(image.float() @ weights).round().to(torch.uint8) for image in scene.images])
+        grey = torch.from_numpy(np.stack([cv2.cvtColor(image.numpy(), cv2.COLOR_RGB2GRAY) for image in scene.images]))
         self.height, self.width = grey.shape[1:]
         self.grey = F.pad(grey.reshape(-1), (0, self.width + 1)).to(device)  # room for the neighbours of the last pixel
         self.cameras: Cameras = scene.cameras.to(device)

@@ -128,9 +128,10 @@ def _signature(scene: Scene, radius: float) -> str:
 def _read(path: Path, what: str, n_views: int) -> Cloud | None:
     """The points in a file, where they are of this scene."""
     try:
-        if sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(read_file(path))).infolist()) > MOST_BYTES:
+        data = io.BytesIO(read_file(path))
+        if sum(part.file_size for part in zipfile.ZipFile(data).infolist()) > MOST_BYTES:
             return None
-        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
+        with np.load(data, allow_pickle=False) as file:
             cloud, of = Cloud(file["points"], file["tracks"], file["free"]), str(file["signature"])
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
         return None

@@ -36,6 +36,7 @@ class Oriented:
     spacing: np.ndarray  # [P] distance to the sixth neighbour
     eyes: np.ndarray  # [M, 3] cameras that see ...
     seen: np.ndarray  # [M, 3] ... these points, inside the sphere or beyond it
+    dense: bool = False  # of a plane sweep: lines of sight tell what is free
 
 
 def oriented_points(scene: Scene, radius: float) -> Oriented | None:
@@ -59,7 +60,9 @@ def oriented_points(scene: Scene, radius: float) -> Oriented | None:
     normals = np.linalg.eigh(spread.transpose(0, 2, 1) @ spread)[1][:, :, 0]
     normals *= np.sign((normals * toward).sum(1, keepdims=True) + 1e-12)
     normals = normals + 0.3 * toward  # steadies normals of few points; a surface is never seen from behind
-    return Oriented(p, normals / np.linalg.norm(normals, axis=1, keepdims=True), distance[:, 6], centres[view], x[point])
+    return Oriented(
+        p, normals / np.linalg.norm(normals, axis=1, keepdims=True), distance[:, 6], centres[view], x[point], scene.free is not None
+    )
 
 
 def signed_distance(o: Oriented, tree: cKDTree, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,14 +86,15 @@ def _queries(o: Oriented, radius: float, n: int, rng: np.random.Generator) -> tu
     free = free[np.linalg.norm(free, axis=1) < radius][:n]
     x = np.concatenate([near, anywhere, free])
     target, distance = signed_distance(o, tree, x)
-    if len(o.points) > COARSE:  # far from a dense cloud, the planes of a few near points say nothing about the side
+    if o.dense and len(o.points) > COARSE:  # far from a dense cloud, the planes of a few near points say nothing about the side
         some = rng.choice(len(o.points), COARSE, replace=False)
         gap = cKDTree(o.points[some]).query(o.points[some], 7)[0][:, 6]
         coarse = Oriented(o.points[some], o.normals[some], gap, o.eyes, o.seen)
         off = distance > np.median(gap)
         target[off] = signed_distance(coarse, cKDTree(coarse.points), x[off])[0]
-    free = free_cells(o.eyes, o.seen, float(np.median(o.spacing)), radius)[numbers(x, radius)]
-    target = np.where(free, np.maximum(target, 0.7 * distance), target)
+    if o.dense:
+        free = free_cells(o.eyes, o.seen, float(np.median(o.spacing)), radius)[numbers(x, radius)]
+        target = np.where(free, np.maximum(target, 0.7 * distance), target)
     target = np.sign(target) * np.minimum(np.abs(target), np.minimum(distance, FAR * radius))
     bound = np.zeros(len(x), bool)
     bound[2 * n :] = True

@@ -2,6 +2,8 @@
 
 import json
 import signal
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ import run
 from confs.load import load_config
 from models.method import RenderOutput
 from process_data.rays import RayDataset, make_rays
-from systems import plane_sweep
+from systems import begin, plane_sweep
 from systems.build import build_system
 from systems.free_space import CELLS, CROSSED, centres, free_cells, numbers
 from systems.losses import free
-from systems.patches import BEST, RAYS, Patches, source_views
+from systems.patches import Patches, source_views
+from systems.run import Job
 from systems.trainer import Trainer
 from tests.scenes import ring_cameras
 from tests.systems.test_train import tiny_words
@@ -120,7 +123,6 @@ def test_the_term_moves_a_surface_to_the_true_one(scene, size, sign):
     assert 0 < found < 1 and model.size.grad * sign > 0
     nothing = Render(batch.rgb, torch.zeros(2000), torch.zeros(2000), torch.zeros_like(batch.rgb))
     assert Patches(scene, CPU)(batch, RenderOutput(nothing), model, None) == 0
-    assert RAYS * BEST > 0
 
 
 def test_patches_are_looked_for_in_other_training_views(scene):
@@ -223,8 +225,6 @@ def test_the_term_of_free_space_counts_what_is_enclosed():
 
 
 def test_a_batch_brings_points_and_free_space(scene):
-    from dataclasses import replace
-
     points, clear = torch.rand(50, 3), torch.rand(70, 3) + 5
     batch = RayDataset(replace(scene, points=points, free=clear), 1.0, seed=0)[(3, 16)]
     assert batch.points.max() <= 1 and batch.free.min() >= 5 and len(batch.points) == len(batch.free)
@@ -233,6 +233,32 @@ def test_a_batch_brings_points_and_free_space(scene):
 
 
 # ------------------------------------------------------------------------------------------------ config
+@pytest.mark.parametrize(
+    ("words", "points", "sweeps", "start"),
+    [
+        ([], False, True, "sweep"),
+        ([], True, False, "points"),  # photographs that have points keep them
+        (["model.start=sweep"], True, True, "sweep"),
+        (["model.start=sphere"], False, False, "sphere"),
+        (["model.name=nero-shape"], False, False, "sphere"),  # mirrors deceive a sweep
+    ],
+)
+def test_which_scenes_are_swept(words, points, sweeps, start, scene, tmp_path, monkeypatch):
+    known = with_points(scene)
+    calls = []
+    monkeypatch.setattr(begin, "swept", lambda *a: calls.append(a) or known)
+    load = partial(load_config, None, ["model.background=learned", "dataset.apply_mask=false", *words])
+    _, cfg = begin.with_surface(Job(load(), load), known if points else scene, RunFolder(tmp_path), True)
+    assert bool(calls) == sweeps and cfg.model.start == start
+
+
+def with_points(scene):
+    """The scene with points on its ball that each view in front of them sees."""
+    x = torch.nn.functional.normalize(torch.randn(400, 3), dim=1) * BALL
+    seen = (x @ scene.cameras.c2w[:, :, 3].T > BALL**2).nonzero()
+    return replace(scene, points=x, tracks=seen)
+
+
 @pytest.mark.parametrize(
     ("words", "start", "expected"),
     [

@@ -5,6 +5,7 @@ import torch
 
 from confs.load import load_config
 from systems.run import execute, prepare
+from tests.chaos_files import differences
 from tests.scenes import write_tiny_scene
 from tests.systems.test_train import TINY, config, trainer
 from utils.checkpoint import VERSION, load_checkpoint
@@ -12,18 +13,6 @@ from utils.errors import UserError
 from utils.log import commit
 
 ASIDE = ("trained_seconds", "config")  # how long it took; where it was written
-
-
-def differences(a, b, where=""):
-    """Dotted keys under which two checkpoints do not hold the same bits."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in a.keys() | b.keys() for d in differences(a.get(k), b.get(k), f"{where}.{k}".lstrip("."))]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{where}.{i}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-        return [] if same else [where]
-    return [] if type(a) is type(b) and a == b else [where]
 
 
 def compared(a, b):
