@@ -42,6 +42,8 @@ class DatasetConfig:
     masks: bool = True  # read masks when the folder has them
     triangulate: bool = True  # a scene with neither points nor masks: triangulate points (pycolmap), kept in its points.ply
     clean_edges: bool = True  # training: replace the mixed pixels just inside a mask's edge by the object's colour nearby
+    on_disk: bool = False  # for a scene larger than memory: its pixels are kept in temporary files (in TMPDIR, of a byte per pixel and
+    # channel), not in memory, and on the host, not on the card; the results are the same. Wants a fast disk (SSD): pixels are drawn at random
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same

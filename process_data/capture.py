@@ -33,6 +33,7 @@ from utils.errors import UserError, raise_all
 from utils.image import as_rgb, image_size, read_raster, resize
 from utils.memory import check_fits
 from utils.rays import Cameras, Scene
+from utils.stack import Stack
 
 LOG = logging.getLogger("neus")
 WORKERS = max(1, min(8, os.cpu_count() or 1))  # photographs decoded in parallel
@@ -238,7 +239,7 @@ def _photograph_size(view: View) -> tuple[int, int]:
 
 
 def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
-    """(images [N, H, W, 3] uint8, masks [N, H, W] uint8 or None, whether they are alpha channels, K [N, 3, 3], sizes [N, 2]).
+    """(images [N, H, W, 3], masks [N, H, W] or None, whether they are alpha channels, K [N, 3, 3], sizes [N, 2]).
 
     H, W: the largest height and width; smaller photographs lie in the top-left corner, over 0.
     """
@@ -251,37 +252,40 @@ def _develop(capture: Capture, cfg: DatasetConfig, log: logging.Logger):
     has_files = cfg.masks and views[0].mask is not None
     common = most_frequent(sizes)
     factor = common[0] / dict(zip(sizes, trained))[common][0]
-    line = check_fits(len(views), width, height, 4, max(sizes, key=lambda s: s[0] * s[1]), WORKERS, str(capture.root), factor)
+    largest = max(sizes, key=lambda s: s[0] * s[1])
+    line = check_fits(len(views), width, height, 4, largest, WORKERS, str(capture.root), factor, cfg.on_disk)
     log.info("%s", line)
 
     developer = _Developer(dict(zip(sizes, trained)))
     K = np.stack(_collected(lambda pair: developer.camera(*pair), list(zip(views, sizes))))
-    images = np.zeros((len(views), height, width, 3), np.uint8)
     use_alpha = cfg.masks and not has_files
+    images = Stack((len(views), height, width, 3), cfg.on_disk)
+    masks = Stack((len(views), height, width), cfg.on_disk) if cfg.masks else None
 
-    def one(i: int) -> tuple[np.ndarray | None, str | None]:
-        """Fill images[i]; returns (mask [h, w] or None, error message or None)."""
+    def one(i: int) -> tuple[int | None, str | None]:
+        """Fill images[i] and masks[i]; returns (least value of the mask or None, error message or None)."""
         view, (w, h) = views[i], trained[i]
         try:
             raster = developer.pixels(read_raster(view.image, _reduction(sizes[i], trained[i])), view, sizes[i])
             alpha = raster[..., 3] if raster.shape[2] == 4 else None
             over_white = alpha is not None and not (use_alpha and cfg.apply_mask)
-            images[i, :h, :w] = _alpha_over_white(raster) if over_white else as_rgb(raster)
-            if not has_files:
-                return (alpha if use_alpha else None), None
-            return developer.pixels(read_mask(view, sizes[i], capture.read_mask), view, sizes[i])[..., 0], None
+            images.array[i, :h, :w] = _alpha_over_white(raster) if over_white else as_rgb(raster)
+            mask = alpha
+            if has_files:
+                mask = developer.pixels(read_mask(view, sizes[i], capture.read_mask), view, sizes[i])[..., 0]
+            if mask is None or masks is None:
+                return None, None
+            masks.array[i, :h, :w] = mask
+            return int(mask.min()), None
         except UserError as error:
             return None, str(error)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         results = list(pool.map(one, range(len(views))))
     raise_all([problem for _, problem in results if problem])
-    found = [mask for mask, _ in results if mask is not None]
-    if len(found) < len(views) or (not has_files and min(mask.min() for mask in found) == 255):
+    found = [least for least, _ in results if least is not None]
+    if len(found) < len(views) or (not has_files and min(found) == 255):
         return images, None, False, K, np.array(trained)
-    masks = np.zeros(images.shape[:3], np.uint8)
-    for i, mask in enumerate(found):
-        masks[i, : len(mask), : mask.shape[1]] = mask
     return images, masks, not has_files, K, np.array(trained)
 
 
@@ -308,7 +312,8 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
     """Decode the photographs and move the region of interest to the unit sphere. Raises UserError that lists all problems."""
     if not capture.views:
         raise UserError(f"{capture.root}: no photographs; check the image paths in the scene's files")
-    images, masks, from_alpha, K, sizes = _develop(capture, cfg, log)
+    pixels, mask_pixels, from_alpha, K, sizes = _develop(capture, cfg, log)
+    images, masks = pixels.array, None if mask_pixels is None else mask_pixels.array
     n, height, width = images.shape[:3]
     c2w = np.stack([view.c2w for view in capture.views])
     if capture.test is not None:
@@ -341,4 +346,5 @@ def assemble(capture: Capture, cfg: DatasetConfig, log: logging.Logger = LOG) ->
         arbitrary_world=capture.auto_up != "given",
         up=None if as_given else torch.from_numpy(similarity_parts(to_world)[1][:, 2].copy()),
         metres_per_unit=None if board is None else board.metres_per_unit,
+        on_disk=tuple(stack for stack in (pixels, mask_pixels) if stack is not None and stack.file is not None),
     )

@@ -18,6 +18,7 @@ from process_data.transforms import read_transforms
 from utils.errors import UserError
 from utils.image import SUFFIXES
 from utils.rays import Scene
+from utils.stack import disk_folder
 
 READERS = {
     "dtu": read_dtu, "blender": read_blender, "transforms": read_transforms, "colmap": read_colmap, "glossy": read_glossy,
@@ -112,6 +113,8 @@ def load_scene(cfg: DatasetConfig, radius: float = 1.0, log: logging.Logger = LO
     check_views(scene, cfg.root_dir)
     check_masks(scene, cfg.root_dir, log)
     check_cameras(scene, radius, cfg.root_dir, log)
+    if scene.on_disk:
+        log.info("photographs and masks are kept in temporary files in %s (dataset.on_disk)", disk_folder())
     if cfg.masks and scene.masks is None:
         log.warning("%s: no masks found; continuing without them (dataset.masks=false disables this warning)", cfg.root_dir)
     return scene

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from process_data.edges import scene_edges
+from utils.errors import UserError
 from utils.rays import Cameras, RayBatch, Rays, Scene, sphere_span
 
 N_POINTS = 512  # points on the surface, and as many of free space, that come with a batch
+Drawn = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # pixels, points, colours, masks: see `RayDataset.drawn`
 
 
 def make_rays(cameras: Cameras, view: Tensor, uv: Tensor, radius: float) -> Rays:
@@ -43,10 +45,22 @@ def mixed_seed(seed: int, step: int) -> int:
     return x ^ (x >> 16)
 
 
+def _photographs_on(stack: Tensor, device: torch.device | str) -> Tensor:
+    """The stack on a device. Raises UserError where it does not fit there."""
+    try:
+        return stack.to(device)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the photographs and masks do not fit on {device} ({stack.numel() / 2**30:.1f} GiB): set dataset.on_disk=true, which leaves them "
+            "on the host, or raise dataset.img_downscale"
+        ) from None
+
+
 class RayDataset(Dataset):
     """Batches of random pixels of the training views. Item (step, n_rays) -> RayBatch; holds no state between items.
 
-    Photographs stay uint8 and lie on `device`; pixels are drawn on the CPU, so that every device sees the same batches.
+    Photographs stay uint8 and lie on `device`, those of `Scene.on_disk` on the CPU; pixels are drawn on the CPU, so that every device sees
+    the same batches.
     share (rank, world): of `world` processes the one numbered `rank` takes its part of a batch of world * n_rays.
     """
 
@@ -54,8 +68,14 @@ class RayDataset(Dataset):
         self, scene: Scene, radius: float, seed: int, device: torch.device | str = "cpu", clean_edges: bool = True, share: tuple[int, int] = (0, 1)
     ) -> None:  # fmt: skip
         self.cameras = scene.cameras.to(device)
-        self.pixels = scene.images.to(device).reshape(-1, 3)
-        self.masks = None if scene.masks is None else scene.masks.to(device).reshape(-1)
+        self.stacks = scene.on_disk
+        self.host: RayDataset | None = None
+        if scene.on_disk and torch.device(device).type != "cpu":
+            self.host = RayDataset(scene, radius, seed, "cpu", clean_edges, share)  # reads the pixels
+            clean_edges = False
+        on = device if self.host is None else "cpu"
+        self.pixels = _photographs_on(scene.images, on).reshape(-1, 3)
+        self.masks = None if scene.masks is None else _photographs_on(scene.masks, on).reshape(-1)
         self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
         self.n_surface = 0 if self.points is None else len(self.points)
         if self.points is not None and scene.free is not None and len(scene.free):
@@ -88,23 +108,45 @@ class RayDataset(Dataset):
         return torch.cat([surface, self.n_surface + self._part(n_free, N_POINTS, generator)]) if n_free else surface
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
-        points = self.draw_points(item[0])
-        return self.batch(
-            self.draw(*item).to(self.device, non_blocking=True), None if points is None else points.to(self.device, non_blocking=True)
-        )
+        return self.batch(*self.sent(self.drawn(*item)))
 
-    def batch(self, drawn: Tensor, points: Tensor | None) -> RayBatch:
-        """The rays of the drawn pixels [R] and the drawn points [P], both int64 and on `device`."""
+    def drawn(self, step: int, n_rays: int) -> Drawn:
+        """What `batch` makes a batch of, on the CPU: pixels [R] int64, points [P] int64, and where the photographs stay on the CPU but
+        the batch does not the pixels' colours [R, 3] uint8 and masks [R] uint8."""
+        pixels = self.draw(step, n_rays)
+        colours, masks = self.host.values(self.host.places(pixels)[3]) if self.host is not None else (None, None)
+        return pixels, self.draw_points(step), colours, masks
+
+    def sent(self, drawn: Drawn) -> Drawn:
+        """The same on `device`."""
+        pixels, *rest = drawn
+        points, colours, masks = (None if t is None else t.to(self.device, non_blocking=True) for t in rest)
+        return pixels.to(self.device, non_blocking=True), points, colours, masks
+
+    def places(self, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(view, column, row, number among the N * H * W pixels of the stack), each [R] int64, of the drawn pixels [R]."""
         index = torch.searchsorted(self.ends, drawn, right=True)
         pixel = drawn - self.starts.index_select(0, index)
         view = self.train.index_select(0, index)
         width = self.widths.index_select(0, view)
         v = torch.div(pixel, width, rounding_mode="floor")
         u = pixel - v * width
+        return view, u, v, (view * self.cameras.height + v) * self.cameras.width + u
+
+    def values(self, flat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(colours [R, 3], masks [R] or None), uint8, of the pixels [R] of the stack."""
+        for stack in self.stacks:
+            stack.expect(flat.numpy())
+        return self._colours(flat), None if self.masks is None else self.masks.index_select(0, flat)
+
+    def batch(self, drawn: Tensor, points: Tensor | None, colours: Tensor | None = None, masks: Tensor | None = None) -> RayBatch:
+        """The rays of what is `drawn`, on `device`."""
+        view, u, v, flat = self.places(drawn)
+        if colours is None:
+            colours, masks = self.values(flat)
         uv = torch.stack([u, v], -1).to(self.cameras.K.dtype)  # [R, 2]
-        flat = (view * self.cameras.height + v) * self.cameras.width + u
-        rgb = self._colours(flat).to(torch.float32) / 255
-        mask = None if self.masks is None else self.masks.index_select(0, flat).to(torch.float32) / 255
+        rgb = colours.to(torch.float32) / 255
+        mask = None if masks is None else masks.to(torch.float32) / 255
         chosen = None if points is None or self.points is None else self.points[points]
         free = None if chosen is None or len(chosen) == N_POINTS else chosen[N_POINTS:]
         surface = None if chosen is None else chosen[:N_POINTS]

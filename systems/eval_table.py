@@ -28,7 +28,7 @@ TEST = ("psnr", "psnr_masked", "psnr_cc", "ssim", "lpips")
 MESH = ("chamfer", "half_px", "normal_consistency", "d2s", "s2d", "overall", "fscore_tau")
 ASIDE = {"seed", "name", "tag"} | {  # options that name, watch or time a run, and do not change what it learns
     f"trainer.{k}" for k in ("outputs_dir", "trial_name", "threads", "log_every", "val_minutes", "save_minutes", "save_every", "finish", "test_share", "chunk")
-} | {"dataset.test_steps", "dataset.test_scale"}  # fmt: skip
+} | {"dataset.test_steps", "dataset.test_scale", "dataset.on_disk"}  # fmt: skip
 SHOWN = 4  # options named in the column of differences
 
 

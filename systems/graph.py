@@ -12,9 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from process_data.rays import RayDataset
+from process_data.rays import Drawn, RayDataset
 
 if TYPE_CHECKING:
     from systems.trainer import Trainer
@@ -98,7 +97,7 @@ class StepGraph:
         assert isinstance(trainer.loader.dataset, RayDataset)
         self.trainer, self.dataset = trainer, trainer.loader.dataset
         self.replay: Callable[[], None] | None = None
-        self.drawn: tuple[Tensor, Tensor | None] | None = None  # the graph's inputs
+        self.drawn: Drawn | None = None  # the graph's inputs
         self.alone = 0  # steps taken without a graph
         self.known: frozenset[str] = frozenset()  # what these have computed
         self.failed = 0
@@ -110,21 +109,21 @@ class StepGraph:
         if t.system.due(step):
             self.replay = None
             self._follow_samples()
-        drawn, points = self.dataset.draw(step, t.n_rays), self.dataset.draw_points(step)
+        drawn = self.dataset.drawn(step, t.n_rays)
         parts = t.system.parts(t.progress)
         ready = self.alone >= FIRST and self.failed < PATIENCE and (self.replay is not None or parts <= self.known)
-        if not ready or (self.replay is None and not self._capture(drawn, points)):
-            t.attempt(self.dataset.batch(*self._sent(drawn, points)))
+        if not ready or (self.replay is None and not self._capture(drawn)):
+            t.attempt(self.dataset.batch(*self.dataset.sent(drawn)))
             if t.terms:  # not where memory ran out
                 self.alone += 1
                 self.known |= parts
-            return len(drawn)
+            return len(drawn[0])
         assert self.drawn is not None and self.replay is not None
-        for to, new in zip(self.drawn, (drawn, points)):
+        for to, new in zip(self.drawn, drawn):
             if to is not None and new is not None:
                 to.copy_(new.pin_memory(), non_blocking=True)
         self.replay()
-        return len(drawn)
+        return len(drawn[0])
 
     def close(self) -> None:
         """Free the graph and its memory."""
@@ -140,13 +139,9 @@ class StepGraph:
             wanted = t.n_rays * t.cfg.trainer.target_samples / found
             t.n_rays = int(max(16, min(wanted, 2 * t.n_rays, t.cfg.trainer.max_rays)))
 
-    def _sent(self, drawn: Tensor, points: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        device = self.trainer.device
-        return drawn.to(device, non_blocking=True), None if points is None else points.to(device, non_blocking=True)
-
-    def _capture(self, drawn: Tensor, points: Tensor | None) -> bool:
+    def _capture(self, drawn: Drawn) -> bool:
         """Whether the step could be recorded, in the memory of the graph before where there was one."""
-        self.drawn = self._sent(drawn, points)
+        self.drawn = self.dataset.sent(drawn)
         inputs, progress = self.drawn, self.trainer.progress
         message = ""
         _claim(self)

@@ -8,13 +8,13 @@ cross-correlation (NCC), which does not see exposure. Geo-NeuS (Fu et al., NeurI
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.method import Method, RenderContext, RenderOutput
 from utils.rays import Cameras, RayBatch, Scene
+from utils.stack import Stack
 
 RAYS = 256  # of a step, whose patches are compared
 HALF = 3  # pixels from the middle of a patch to its edge
@@ -65,9 +65,12 @@ class Patches:
     """The term `loss.patches` of a scene."""
 
     def __init__(self, scene: Scene, device: torch.device, half: int = HALF):
-        grey = torch.from_numpy(np.stack([cv2.cvtColor(image.numpy(), cv2.COLOR_RGB2GRAY) for image in scene.images]))
-        self.height, self.width = grey.shape[1:]
-        self.grey = F.pad(grey.reshape(-1), (0, self.width + 1)).to(device)  # room for the neighbours of the last pixel
+        n, self.height, self.width = scene.images.shape[:3]
+        stack = Stack((n + 1, self.height, self.width), bool(scene.on_disk))  # room for the neighbours of the last pixel
+        for i in range(n):
+            cv2.cvtColor(scene.images[i].numpy(), cv2.COLOR_RGB2GRAY, dst=stack.array[i])
+        self.grey = torch.from_numpy(stack.array).view(-1).to(device)
+        self.stack = stack if device.type == "cpu" else None  # where the pictures lie in a file
         self.cameras: Cameras = scene.cameras.to(device)
         self.inverse = torch.linalg.inv(self.cameras.K)
         self.sources, self.serve = (t.to(device) for t in source_views(scene.cameras.c2w, list(scene.train)))
@@ -136,6 +139,9 @@ class Patches:
         valid = serve & inside & seen & mine[1][:, None]
         xy = torch.where(valid[:, :, None, None], xy, 0).transpose(2, 3).reshape(-1, 2)
         start = (flat * (self.height * self.width)).view(r, s, 1).expand(r, s, self.offsets.shape[1]).reshape(-1)
+        if self.stack is not None:
+            corner = start + (xy.detach()[:, 1].floor() * self.width + xy.detach()[:, 0].floor()).long()
+            self.stack.expect(torch.stack([corner, corner + self.width + 1]).numpy())
         other = _Bilinear.apply(self.grey, start, xy, self.width).view(r, s, -1)  # type: ignore[no-untyped-call]
         a, b = mine[0] - mine[0].mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)
         spread = (a * a).mean(-1)
@@ -149,5 +155,8 @@ class Patches:
         at = torch.where(inside[:, None], uv, float(self.half)).long()
         first = view * (self.height * self.width) + at[:, 1] * self.width + at[:, 0]
         step = (self.offsets[1] * self.width + self.offsets[0]).long()
-        patch = self.grey.index_select(0, (first[:, None] + step).reshape(-1)).view(len(uv), -1)
+        pixels = (first[:, None] + step).reshape(-1)
+        if self.stack is not None:
+            self.stack.expect(pixels.numpy())
+        patch = self.grey.index_select(0, pixels).view(len(uv), -1)
         return patch.to(uv.dtype) / 255, inside

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import zipfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,8 @@ def _mean(x: np.ndarray) -> np.ndarray:
     return cv2.blur(x, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
 
 
-def depth_map(grey: list[np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, sources: list[int], radius: float) -> np.ndarray:
-    """Depth [h, w] along the optical axis of photograph i of grey, N of [h, w] float32; 0 where nothing agrees. K [N, 3, 3], c2w [N, 3, 4]."""
+def depth_map(grey: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, sources: list[int], radius: float) -> np.ndarray:
+    """Depth [h, w] along the optical axis of photograph i; grey: of it and the sources, {number: [h, w] float32}; 0 where nothing agrees. K [N, 3, 3], c2w [N, 3, 4]."""
     mine = grey[i]
     h, w = mine.shape
     middle = -(c2w[i, :, 3] @ c2w[i, :, 2])
@@ -121,7 +122,7 @@ def _signature(scene: Scene, radius: float) -> str:
     """A checksum of what a sweep depends on."""
     digest = hashlib.sha256(f"{PIXELS} {DEPTHS} {SOURCES} {WINDOW} {radius} {scene.train}".encode())
     for tensor in (scene.cameras.K, scene.cameras.c2w, scene.images):
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().view(-1).numpy().data)
     return digest.hexdigest()
 
 
@@ -150,11 +151,10 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
     )
     factor = min(1.0, (PIXELS / (cameras.width * cameras.height)) ** 0.5)
     w, h = max(8, round(cameras.width * factor)), max(8, round(cameras.height * factor))
-    grey = [
-        cv2.resize(cv2.cvtColor(image.numpy(), cv2.COLOR_RGB2GRAY), (w, h), interpolation=cv2.INTER_AREA)
-        for image in map(scene.image, range(len(scene.names)))
-    ]
-    grey = [picture.astype(np.float32) / 255 for picture in grey]
+    grey = {}
+    for i in train:
+        picture = cv2.resize(cv2.cvtColor(scene.image(i).numpy(), cv2.COLOR_RGB2GRAY), (w, h), interpolation=cv2.INTER_AREA)
+        grey[i] = picture.astype(np.float32) / 255
     small = cameras.resized(w, h)
     chosen, serve = source_views(cameras.c2w, train)
     K, c2w = small.K.double().numpy(), small.c2w.double().numpy()
@@ -163,7 +163,7 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
         sources = [int(j) for j, ok in zip(chosen[i, :SOURCES], serve[i]) if ok]
         return depth_map(grey, K, c2w, i, sources, radius) if len(sources) >= AGREE else np.zeros_like(grey[i])
 
-    maps = torch.zeros(len(grey), h, w)
+    maps = torch.zeros(len(scene.names), h, w)
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:
         for i, found in zip(train, tqdm(pool.map(one, train), desc="plane sweep", total=len(train), unit="view", leave=False)):
             maps[i] = torch.from_numpy(found)

@@ -22,7 +22,7 @@ SET_BY_SWEEP = {  # option -> how a sweep is told
 }  # fmt: skip
 ASIDE = {
     f"trainer.{key}" for key in ("outputs_dir", "device", "threads", "log_every", "val_minutes", "save_minutes", "save_every", "chunk")
-}
+} | {"dataset.on_disk"}  # fmt: skip
 KEYS = ("config", "scenes", "folders", "seeds", "overrides", "protocol", "evaluate")
 
 

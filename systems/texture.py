@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from confs.schema import Config
 from models.raytrace import MeshTracer, vertex_normals
 from systems.placement import placement
 from systems.texture_blend import Surface, Texels, Votes, bake, levelled, votes
-from systems.texture_views import photograph
+from systems.texture_views import Photograph, Photographs, photograph
 from systems.vertex_colour import best_views
 from utils.atlas import Atlas, chart_atlas, spread, texels
 from utils.files import write_atomic
@@ -44,7 +45,9 @@ def write_textured(mesh: trimesh.Trimesh, system, scene: Scene, cfg: Config, run
     x = torch.as_tensor(np.asarray(local.vertices), dtype=torch.float32, device=device)
     faces = torch.as_tensor(np.asarray(local.faces), dtype=torch.int64, device=device)
     tracer, cameras = MeshTracer(x, faces), scene.cameras.to(device)
-    photos = [photograph(system, scene, cfg, cameras, i, tracer, device) for i in scene.train]
+    photos: Sequence[Photograph] = Photographs(scene.train, lambda i: photograph(system, scene, cfg, cameras, i, tracer, device))
+    if not scene.on_disk:
+        photos = list(photos)
     times = 0
     while len(faces) << (2 * times) < FINE:
         times += 1

@@ -1,5 +1,6 @@
 """A photograph made ready for texturing: its colours at the common exposure, and where they can be trusted."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -47,6 +48,19 @@ class Photograph:
         stack = torch.from_numpy(np.concatenate([rgb, low, sharp], 2).transpose(2, 0, 1)).to(self.depth)
         depth = torch.where(torch.isfinite(self.depth), self.depth, 1e6)
         return torch.cat([stack[:6], self.margin[None].to(self.depth) / 255, depth[None], stack[6:]])
+
+
+class Photographs(Sequence[Photograph]):
+    """Photographs of views, each made anew when it is asked for: all at once take six bytes of memory a pixel."""
+
+    def __init__(self, views: Sequence[int], make: Callable[[int], Photograph]):
+        self.views, self.make = views, make
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        return self.make(self.views[i])
 
 
 def blurred(rgb: np.ndarray, mask: np.ndarray, sigma: float) -> np.ndarray:

@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 NO_MEMORY = (
-    "the memory does not suffice; raise dataset.img_downscale, lower model.grid.log2_size, the widths of the networks, "
+    "the memory does not suffice; raise dataset.img_downscale, set dataset.on_disk=true, lower model.grid.log2_size, the widths of the networks, "
     "trainer.max_rays or trainer.target_samples, or close other programs"
 )
 LONGEST = 1500  # characters of an error that is shown

@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from utils.stack import Stack
+
 NEAR = 0.05  # closest sample to a camera inside the sphere
 
 
@@ -231,6 +233,7 @@ class Scene:
     up: Tensor | None = None  # [3] float64, unit: up in the world, estimated or set; None: the axes are those of the files
     metres_per_unit: float | None = None  # of the world, where markers in the photographs tell it
     free: Tensor | None = None  # [Q, 3] points known to lie in free space
+    on_disk: tuple[Stack, ...] = ()  # images and masks where they lie in files: too large for memory, not to be copied as a whole
 
     def __post_init__(self) -> None:
         n, h, w = self.images.shape[:3]

@@ -106,6 +106,20 @@ def test_a_step_without_a_graph_can_be_asked_for(scene, tmp_path):
     assert trainer.graph is None and not any(what == "a CUDA graph" for _, what, _ in tally.launches)
 
 
+@pytest.mark.parametrize("graph", [True, False])
+def test_photographs_on_disk_stay_on_the_host(scene, tmp_path, graph):
+    """Their pixels are read there and sent with those drawn; the weights are the same."""
+    ends = []
+    for on_disk in (False, True):
+        words = [*CONSTANT, f"dataset.on_disk={on_disk}", f"trainer.graph={graph}", "trainer.max_steps=12"]
+        trainer, weights, tally = train(scene, tmp_path / str(on_disk), *words)
+        data = trainer.loader.dataset
+        assert data.pixels.device.type == data.masks.device.type == ("cpu" if on_disk else "cuda")
+        assert any(what == "a CUDA graph" for _, what, _ in tally.launches) == graph
+        ends.append(weights)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_a_wait_within_a_graph_is_refused():
     with pretended_cuda():
         x = torch.ones(3, device="cuda")
