@@ -23,6 +23,7 @@ from tests.scenes import AXES, write_tiny_scene
 from tests.systems.test_family import tiny_job
 from tests.systems.test_train import ROOT
 from utils.log import RunFolder
+from utils.stack import Stack
 
 CPU = torch.device("cpu")
 MAGENTA = (1.0, 0.0, 1.0)
@@ -81,6 +82,15 @@ def test_held_out_views_are_met(scene, folder, tmp_path):
 def test_a_coarse_mesh_is_textured_too(scene, folder, tmp_path):
     figures, _ = textured(scene, folder, tmp_path, rounds=2)
     assert min(figures) > 24, figures
+
+
+def test_photographs_on_disk_are_looked_at_one_by_one(scene, folder, tmp_path):
+    """The texture is the same; scene.on_disk alone decides."""
+    cfg, pictures = config(folder), []
+    for name, of in (("memory", scene), ("disk", replace(scene, on_disk=(Stack((1, 1, 1)),)))):
+        write_textured(ellipsoid(scene, 2), untrained(), of, cfg, RunFolder(tmp_path / name), CPU)
+        pictures.append((tmp_path / name / "mesh/textured.png").read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_the_field_colours_the_texture_where_it_is_asked_to(scene, folder, tmp_path):
