@@ -30,6 +30,7 @@ EFFECTS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("model.frequency.*", lambda c: c.model.encoding.endswith(("frequency", "ipe")), "model.encoding=frequency or ipe"),
     ("model.occupancy.*", _sampler("occupancy"), "model.sampler=occupancy"),
     ("model.samples_per_ray*", _sampler("occupancy"), "model.sampler=occupancy"),
+    ("model.min_weight", _sampler("occupancy"), "model.sampler=occupancy"),
     ("model.sampling.n_samples", _sampler("hierarchical", "proposal"), "model.sampler=hierarchical or proposal"),
     ("model.sampling.n_proposal", _sampler("proposal"), "model.sampler=proposal"),
     ("model.sampling.n_importance", _sampler("hierarchical"), "model.sampler=hierarchical"),

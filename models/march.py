@@ -64,10 +64,10 @@ def occupied(x: Tensor, y: Tensor, z: Tensor, binaries: Tensor) -> Tensor:
     return binaries.reshape(-1).index_select(0, cell.clamp(min=0).reshape(-1)).view_as(cell) & (cell >= 0)
 
 
-def pack(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Samples:
+def pack(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int, at: Tensor | None = None) -> Samples:
     """Samples sorted by ray, with their offsets."""
     counts = torch.bincount(ray_indices, minlength=n_rays)
-    return Samples(t_starts, t_ends, ray_indices, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+    return Samples(t_starts, t_ends, ray_indices, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), at)
 
 
 def _march_constant(c: GridRays, binaries: Tensor, step: float) -> Samples:

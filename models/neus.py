@@ -16,7 +16,7 @@ from models.network import open_levels, scale_gradient, step_lengths
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
-from models.visible import to_crossings, visible
+from models.visible import pruned, to_crossings, visible
 from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Spec, ramp
@@ -139,7 +139,10 @@ class NeuS(Method):
         return RenderOutput(render, samples, weights, field, extra, background)
 
     def sample(self, rays: Rays, length: float, inv_s: Tensor, context: RenderContext) -> Samples:
-        """Intervals at which the field is evaluated: of a picture those alone that can be seen."""
+        """Intervals at which the field is evaluated: those alone that can be seen.
+
+        While the surface is so soft that steps follow it, a training step takes all of them; so does one of fixed shapes.
+        """
 
         def sdf(x: Tensor) -> Tensor:
             return self.sdf.sdf(x, context.levels)
@@ -148,8 +151,11 @@ class NeuS(Method):
         known = self.known_inv_s if context.training else None
         sharp = float(inv_s.detach()) if known is None else known
         long = self.refine <= context.progress and self.refine < 1 and length * sharp > LONG
-        if not context.training and isinstance(self.sampler, OccupancyGrid):
-            return visible(rays, samples, sdf, sharp, long, self.composite_backend)
+        if isinstance(self.sampler, OccupancyGrid) and samples.found is None:
+            if not context.training:
+                return visible(rays, samples, sdf, sharp, long, self.composite_backend)
+            if self.cfg.min_weight and length < 1.001 * context.step:  # in float32
+                return pruned(rays, samples, sdf, sharp, self.cfg.min_weight, long, self.composite_backend)
         return to_crossings(rays, samples, sdf) if long else samples
 
     def colour(

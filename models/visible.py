@@ -1,7 +1,8 @@
 """Which samples of a ray can be seen, and where intervals cross the surface: from the SDF alone, before gradients and colours.
 
-A ray of a picture has samples wherever a cell near the surface is occupied, also behind what hides them. Their SDF costs a fifth of
-what gradient and colour cost, so a picture evaluates it first, front to back, and keeps the samples that weigh something.
+A ray has samples wherever a cell near the surface is occupied, also behind what hides them. Their SDF costs a fifth of what gradient
+and colour cost, so it is evaluated first, and the samples are kept that weigh something: of a picture front to back (`visible`), in
+training all at once (`pruned`), where rays that nothing stops keep all of theirs: the surface they may miss is found by its gradient.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from models.density import alpha_between
+from models.march import pack
 from models.volrend import weights_from_alpha
 from utils.rays import Rays, Samples
 
 FIRST = 8  # samples of each ray that are looked at first; then twice as many, and so on
 SEEN = 1e-3  # weight from which a sample is kept, and transmittance up to which a ray goes on
+STOPPED = 0.9  # opacity from which the surface stops a ray
 
 
 def ends(rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -47,6 +50,28 @@ def to_crossings(rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor]) 
     Evaluated at midpoints, the surface drifts within an interval.
     """
     return replace(samples, at=crossing(samples, *ends(rays, samples, sdf))) if len(samples) else samples
+
+
+@torch.no_grad()
+def pruned(
+    rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor], inv_s: float, least: float, at_crossings: bool, backend: str = "torch"
+) -> Samples:
+    """The samples of R rays that weigh more than `least` by the SDF at their ends, and all those of rays that the surface does not stop.
+
+    The gradient of an opacity is proportional to it, where the SDF is far from 0 in the measure of 1 / inv_s: of a stopped ray the
+    samples without weight have no say. at_crossings, as in `to_crossings`; backend: of the compositing.
+    """
+    if not len(samples):
+        return samples
+    before, after = ends(rays, samples, sdf)
+    alpha = alpha_between(before, after, inv_s)
+    weights, transmittance = weights_from_alpha(alpha, samples.offsets, 0.0, backend)
+    passed = torch.zeros(len(rays), dtype=torch.bool, device=alpha.device)
+    last = samples.offsets[1:][samples.offsets.diff() > 0] - 1
+    passed[samples.ray_indices[last]] = transmittance[last] * (1 - alpha[last]) > 1 - STOPPED
+    kept = torch.nonzero((weights > least) | passed[samples.ray_indices])[:, 0]
+    at = crossing(samples, before, after)[kept] if at_crossings else None
+    return pack(samples.t_starts[kept], samples.t_ends[kept], samples.ray_indices[kept], len(rays), at)
 
 
 @torch.no_grad()
@@ -83,7 +108,5 @@ def visible(
     index = torch.cat(kept)
     order = index.argsort()
     index = index[order]
-    ray = samples.ray_indices[index]
-    counts = torch.bincount(ray, minlength=len(position))
     where = torch.cat(at)[order] if at_crossings else None
-    return Samples(samples.t_starts[index], samples.t_ends[index], ray, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), where)
+    return pack(samples.t_starts[index], samples.t_ends[index], samples.ray_indices[index], len(position), where)

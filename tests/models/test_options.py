@@ -13,7 +13,7 @@ from models.density import alpha_between, neus_alpha
 from models.march import march
 from models.network import scale_gradient, trunc_exp
 from models.sdf import TAPS, eps_at
-from models.visible import to_crossings, visible
+from models.visible import pruned, to_crossings, visible
 from systems.build import build_system
 from tests.systems.test_family import tiny
 from tests.systems.test_train import trainer
@@ -129,6 +129,52 @@ def test_what_a_surface_hides_is_not_evaluated():
     assert (order.diff() > 0).all()
     alpha = alpha_between(sdf(torch.tensor([[0.0, 0, -0.91]])), sdf(torch.tensor([[0.0, 0, -0.89]])), 200.0)
     assert 0.8 < float(alpha) < 0.9  # (sigmoid(2) - sigmoid(-2)) / sigmoid(2)
+
+
+def test_a_training_step_leaves_out_what_the_surface_hides():
+    """A ball before a ball: a stopped ray keeps the front of the first, a ray through its rim and one beside both keep everything."""
+    origins = torch.tensor([[0.0, 0, -2], [0.6, 0, -2], [0.4005, 0, -2], [5.0, 0, 0]])
+    rays = Rays(origins, torch.tensor([[0.0, 0, 1]]).repeat(4, 1), torch.full((4,), 1.0), torch.full((4,), 3.0))
+    samples = march(rays, torch.ones(1, 8, 8, 8, dtype=torch.bool), 1.0, 0.02)
+
+    def sdf(x):
+        return torch.minimum((x - torch.tensor([0.0, 0, -0.5])).norm(dim=1), (x - torch.tensor([0.0, 0, 0.5])).norm(dim=1)) - 0.4
+
+    found = pruned(rays, samples, sdf, 200.0, 1e-3, True)
+    kept, all_of = found.offsets.diff(), samples.offsets.diff()
+    assert kept[1] == all_of[1] > 90 and kept[2] == all_of[2] and kept[3] == all_of[3] == 0 and found.n_rays == 4
+    assert 1 <= kept[0] < 6 and ((found.t - 1.1).abs()[found.ray_indices == 0] < 0.05).all()
+    assert torch.equal(
+        found.t,
+        to_crossings(rays, samples, sdf).t[torch.isin(samples.t_starts + 9 * samples.ray_indices, found.t_starts + 9 * found.ray_indices)],
+    )
+    assert pruned(rays, samples, sdf, 200.0, 1e-3, False).at is None
+    assert torch.equal(pruned(rays, samples, lambda x: sdf(x) + 9, 200.0, 1e-3, False).t_starts, samples.t_starts)
+
+
+def test_the_gradient_of_a_step_does_not_miss_what_is_left_out(tiny_scene, tmp_path):
+    """The same rays through a sharp surface with all samples and with those that weigh something."""
+    settings = [
+        "model.variance.init=0.6",
+        "model.refine=0",
+        "trainer.n_rays=256",
+        "loss.eikonal=0",
+        "loss.mask=0.1",
+        "trainer.max_steps=40",
+    ]
+    t = trainer(tiny("dtu-wmask", tiny_scene, tmp_path, *settings), tmp_path / "run")
+    t.train()
+    batch, found = next(t.batches), []
+    for least in (0.0, 1e-3):
+        t.system.model.cfg = replace(t.system.model.cfg, min_weight=least)
+        torch.manual_seed(3)
+        t.optimizer.zero_grad()
+        sum(t.system.losses(batch, 0.5).values()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in t.system.model.parameters() if p.grad is not None])
+        found.append((t.system.stats["samples"], gradient))
+    (n, whole), (fewer, some) = found
+    assert fewer < 0.8 * n and torch.cosine_similarity(whole, some, dim=0) > 0.999
+    assert float(some.norm() / whole.norm()) == pytest.approx(1, abs=0.03)
 
 
 def test_a_picture_of_what_can_be_seen_is_the_picture_of_all(tiny_scene, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ pytestmark = needs_warp
 
 @pytest.fixture
 def run(tiny_scene, tmp_path):
-    cfg = config(tiny_scene, tmp_path, "model.refine=0.5", "loss.sparsity=0.01")
+    cfg = config(tiny_scene, tmp_path, "model.refine=0.5", "model.min_weight=0", "loss.sparsity=0.01")
     t = trainer(cfg, tmp_path / "run")
     t.system.before_step(0, 0.0)
     return t.system, next(iter(ray_loader(t.scene, 1, 0, lambda: 200, cfg.model.radius)))
