@@ -16,7 +16,7 @@ from models.network import open_levels, scale_gradient, step_lengths
 from models.radiance import RadianceNetwork
 from models.sdf import SDFNetwork
 from models.sdf_mlp import SDFMLP
-from models.visible import pruned, to_crossings, visible
+from models.visible import to_crossings, visible
 from models.volrend import composite
 from utils.rays import FieldOutput, Rays, Render, Samples
 from utils.schedule import Spec, ramp
@@ -155,7 +155,7 @@ class NeuS(Method):
             if not context.training:
                 return visible(rays, samples, sdf, sharp, long, self.composite_backend)
             if self.cfg.min_weight and length < 1.001 * context.step:  # in float32
-                return pruned(rays, samples, sdf, sharp, self.cfg.min_weight, long, self.composite_backend)
+                return visible(rays, samples, sdf, sharp, long, self.composite_backend, self.cfg.min_weight, passing=True)
         return to_crossings(rays, samples, sdf) if long else samples
 
     def colour(

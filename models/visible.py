@@ -1,8 +1,9 @@
 """Which samples of a ray can be seen, and where intervals cross the surface: from the SDF alone, before gradients and colours.
 
 A ray has samples wherever a cell near the surface is occupied, also behind what hides them. Their SDF costs a fifth of what gradient
-and colour cost, so it is evaluated first, and the samples are kept that weigh something: of a picture front to back (`visible`), in
-training all at once (`pruned`), where rays that nothing stops keep all of theirs: the surface they may miss is found by its gradient.
+and colour cost, so it is evaluated first, front to back, and the samples are kept that weigh something. Of a training ray
+that nothing stops faint ones are kept too: the surface that it may miss is found by their gradient. The gradient of an opacity is proportional to it,
+where the SDF is far from 0 in the measure of 1 / inv_s; so the samples that are left out have no say.
 """
 
 from collections.abc import Callable
@@ -11,14 +12,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.density import alpha_between
+from models.density import EPS, alpha_between
 from models.march import pack
 from models.volrend import weights_from_alpha
 from utils.rays import Rays, Samples
 
 FIRST = 8  # samples of each ray that are looked at first; then twice as many, and so on
-SEEN = 1e-3  # weight from which a sample is kept, and transmittance up to which a ray goes on
+SEEN = 1e-3  # weight from which a sample of a picture is kept, and transmittance up to which its ray goes on
 STOPPED = 0.9  # opacity from which the surface stops a ray
+FAINT = 2 * EPS  # weight of a sample that is kept of a training ray that nothing stops
 
 
 def ends(rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -53,40 +55,20 @@ def to_crossings(rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor]) 
 
 
 @torch.no_grad()
-def pruned(
-    rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor], inv_s: float, least: float, at_crossings: bool, backend: str = "torch"
-) -> Samples:
-    """The samples of R rays that weigh more than `least` by the SDF at their ends, and all those of rays that the surface does not stop.
-
-    The gradient of an opacity is proportional to it, where the SDF is far from 0 in the measure of 1 / inv_s: of a stopped ray the
-    samples without weight have no say. at_crossings, as in `to_crossings`; backend: of the compositing.
-    """
-    if not len(samples):
-        return samples
-    before, after = ends(rays, samples, sdf)
-    alpha = alpha_between(before, after, inv_s)
-    weights, transmittance = weights_from_alpha(alpha, samples.offsets, 0.0, backend)
-    passed = torch.zeros(len(rays), dtype=torch.bool, device=alpha.device)
-    last = samples.offsets[1:][samples.offsets.diff() > 0] - 1
-    passed[samples.ray_indices[last]] = transmittance[last] * (1 - alpha[last]) > 1 - STOPPED
-    kept = torch.nonzero((weights > least) | passed[samples.ray_indices])[:, 0]
-    at = crossing(samples, before, after)[kept] if at_crossings else None
-    return pack(samples.t_starts[kept], samples.t_ends[kept], samples.ray_indices[kept], len(rays), at)
-
-
-@torch.no_grad()
 def visible(
-    rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor], inv_s: float, at_crossings: bool, backend: str = "torch"
-) -> Samples:
-    """The samples of R rays that weigh at least SEEN by the SDF at their ends, at their crossings where that is asked.
+    rays: Rays, samples: Samples, sdf: Callable[[Tensor], Tensor], inv_s: float, at_crossings: bool, backend: str = "torch",
+    least: float = SEEN, passing: bool = False,
+) -> Samples:  # fmt: skip
+    """The samples of R rays that weigh more than `least` by the SDF at their ends, at their crossings where that is asked.
 
-    sdf: points [P, 3] -> [P]. backend: of the compositing.
+    sdf: points [P, 3] -> [P]. backend: of the compositing. passing: rays that the surface does not stop keep those from FAINT on.
     """
     offsets, device = samples.offsets, samples.offsets.device
     position, stop = offsets[:-1].clone(), offsets[1:]
     light = torch.ones(len(position), device=device)  # transmittance as far as looked
     active = torch.nonzero(stop > position)[:, 0]
-    kept, at, count = [offsets.new_empty(0)], [samples.t_starts.new_empty(0)], FIRST
+    weight, at = torch.zeros_like(samples.t_starts), samples.t_starts.clone()
+    count = FIRST
     while len(active):
         n = torch.minimum(stop[active] - position[active], torch.full_like(active, count))
         local = torch.cat([n.new_zeros(1), n.cumsum(0)])
@@ -96,17 +78,15 @@ def visible(
         before, after = ends(rays, part, sdf)
         alpha = alpha_between(before, after, inv_s)
         weights, transmittance = weights_from_alpha(alpha, local, 0.0, backend)
-        chosen = weights * light[active][ray] > SEEN
-        kept.append(index[chosen])
-        if at_crossings:
-            at.append(crossing(part, before, after)[chosen])
+        weight[index] = weights * light[active][ray]
+        at[index] = crossing(part, before, after)
         final = local[1:] - 1
         light[active] *= transmittance[final] * (1 - alpha[final])
         position[active] += n
-        active = active[(light[active] > SEEN) & (position[active] < stop[active])]
+        active = active[(light[active] > least) & (position[active] < stop[active])]
         count *= 2
-    index = torch.cat(kept)
-    order = index.argsort()
-    index = index[order]
-    where = torch.cat(at)[order] if at_crossings else None
+    if passing:
+        weight = torch.where((light > 1 - STOPPED)[samples.ray_indices], weight * (least / FAINT), weight)
+    index = torch.nonzero(weight > least)[:, 0]
+    where = at[index] if at_crossings else None
     return pack(samples.t_starts[index], samples.t_ends[index], samples.ray_indices[index], len(position), where)
