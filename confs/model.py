@@ -277,7 +277,7 @@ class MethodConfig:
 class VolumeConfig(MethodConfig):
     """Options of the methods that render by volume rendering."""
 
-    samples_per_ray: Any = 256  # schedule; least step length = 2 sqrt(3) radius / this. A soft surface takes longer steps: 1 / (2 inv_s)
+    samples_per_ray: Any = 512  # schedule; least step length = 2 sqrt(3) radius / this. A soft surface takes longer steps: 1 / (2 inv_s)
     samples_per_ray_test: int = 1024  # the same for pictures
     sampler: Literal["occupancy", "hierarchical", "proposal"] = "occupancy"  # hierarchical is NeuS's, proposal NeRF's
     pose: Any = "auto"  # true: refine a rotation and a translation of each camera; auto: for photographs (confs/recipes.py: PHOTOGRAPHED)
@@ -319,7 +319,7 @@ class SurfaceConfig(VolumeConfig):
         "auto"  # the surface at step 0; points: fitted to those of structure from motion; sweep: to those of a plane sweep through the sphere;
         # auto: without masks points where the scene has them, else sweep, or sphere where it finds too few
     )
-    refine: float = 0.5  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
+    refine: float = 0.1  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
     min_weight: float = 0.001  # sampler=occupancy: of a ray that the surface stops, samples of smaller weight take no part in a training
     # step; 0: all do
     cos_anneal_end: float = 0.25  # progress from which the true cosine is used
