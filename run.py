@@ -50,6 +50,11 @@ def command(words: list[str] | None) -> int:
             return run.looked_at(args.resume, args.overrides, args.view_port)
         if not (args.train or args.test or args.mesh):
             return 0
+        if args.train and (args.config or args.resume):
+            from systems import stages
+
+            if stages.staged(args.config, args.resume):
+                return stages.run(args.config, args.resume, args.overrides, args.preset, not args.no_video, args.view_port)
         job = run.prepare(args.config, args.resume, args.overrides, args.preset)
         return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video, view=args.view_port)
     except UserError as error:

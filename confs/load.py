@@ -63,8 +63,8 @@ def known_keys(cls: type = Config, prefix: str = "", method: str = "neus") -> li
     return keys
 
 
-def _unknown(key: str, method: str, where: str = "") -> UserError:
-    """The error for a key that the schema lacks: where it moved, which methods have it, or the nearest one."""
+def unknown_key(key: str, method: str, where: str = "", known: Sequence[str] = ()) -> UserError:
+    """The error for a key that the schema lacks: where it moved, which methods have it, or the nearest one of it and of `known`."""
     front = f"{where}: " if where else ""
     for old, new in MOVED.items():
         if key == old or key.startswith(old + "."):
@@ -73,20 +73,20 @@ def _unknown(key: str, method: str, where: str = "") -> UserError:
     owners = [name for name in METHOD_CONFIGS if key in known_keys(method=name)]
     if owners:
         return UserError(f"{front}'{key}' is an option of model.name={' or '.join(owners)}, not of model.name={method}")
-    return UserError(f"{front}unknown key '{key}'{suggestion(key, known_keys(method=method))}")
+    return UserError(f"{front}unknown key '{key}'{suggestion(key, [*known_keys(method=method), *known])}")
 
 
-def _container(node: DictConfig) -> dict:
+def container(node: DictConfig) -> dict:
     found = OmegaConf.to_container(node, resolve=False)
     assert isinstance(found, dict)
     return found
 
 
-def _leaves(node: object, prefix: str = "") -> list[str]:
+def leaves(node: object, prefix: str = "") -> list[str]:
     """Dotted keys of nested mappings, sections without content left out."""
     if not isinstance(node, dict):
         return [prefix]
-    return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+    return [leaf for key, value in node.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def _check_keys(node: dict, where: str, method: str, prefix: str = "") -> None:
@@ -94,7 +94,7 @@ def _check_keys(node: dict, where: str, method: str, prefix: str = "") -> None:
     for key, value in node.items():
         full = f"{prefix}{key}"
         if full not in known:
-            raise _unknown(full, method, where)
+            raise unknown_key(full, method, where)
         inside = next((k for k in known if k.startswith(f"{full}.")), None)
         if inside and not isinstance(value, dict) and value is not None:
             raise UserError(f"{where}: '{full}' is a section; expected its keys, for example {inside}, got {str(value)[:80]!r}")
@@ -136,7 +136,7 @@ def _saved(text: str) -> DictConfig:
         raise UserError(f"the checkpoint's config cannot be read: {_reason(error)}") from None
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictConfig]]:
     """[(file, content)] of a YAML file, below it the files that `base:` names (relative to it), lowest first."""
     if path in seen:
         raise UserError(f"{path}: `base` leads back to itself")
@@ -150,15 +150,15 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictC
         raise UserError(f"config {path} cannot be read: {reason}") from None
     if not isinstance(node, DictConfig):
         raise UserError(f"config {path}: expected `key: value` lines, got a list or a bare value")
-    base = _container(node).get("base")
+    base = container(node).get("base")
     if base is not None and not (isinstance(base, str) and base):
         raise UserError(f"config {path}: base: expected the name of a YAML file, got {str(base)[:80]!r}")
     node.pop("base", None)
-    below = _read_yaml(path.parent / base, (*seen, path)) if base else []
+    below = read_yaml(path.parent / base, (*seen, path)) if base else []
     return [*below, (str(path), node)]
 
 
-def _overrides(words: list[str]) -> DictConfig:
+def overrides_node(words: list[str]) -> DictConfig:
     for word in words:
         if "=" not in word:
             raise UserError(f"'{word}' is no override; expected key=value, for example trainer.max_steps=1000")
@@ -173,13 +173,13 @@ def _check_overrides(words: list[str], method: str) -> None:
     for word in words:
         key = word.partition("=")[0]
         if key not in known:
-            raise _unknown(key, method)
+            raise unknown_key(key, method)
         inside = next((k for k in known if k.startswith(key + ".")), None)
         if inside:
             raise UserError(f"'{key}' is a section; set one of its keys, for example {inside}=...")
 
 
-def _method(layers: list[DictConfig]) -> str:
+def method_of(layers: list[DictConfig]) -> str:
     """model.name of the topmost layer that sets it. Raises UserError for a name that is no method."""
     found = [name for layer in layers if (name := OmegaConf.select(layer, "model.name")) is not None]
     name = found[-1] if found else "neus"
@@ -223,7 +223,7 @@ def _to_config(merged: DictConfig, method: str) -> Config:
 def _recipe(layer: dict, why: str, merged: DictConfig, said: DictConfig, method: str) -> list[DictConfig]:
     """A layer of recipes.py below what the user said; logs each key that takes effect."""
     recipe = _restricted(layer, method)
-    taken = [key for key in _leaves(recipe) if OmegaConf.select(said, key) is None]
+    taken = [key for key in leaves(recipe) if OmegaConf.select(said, key) is None]
     created = OmegaConf.create(recipe)
     if taken:
         changes = (f"{key}={OmegaConf.select(created, key)} (was {OmegaConf.select(merged, key)})" for key in taken)
@@ -244,21 +244,39 @@ def load_config(
     start: str | None = None,
 ) -> Config:
     """Defaults of the schema, the method and the recipe; above them a saved config (YAML text of a checkpoint), a YAML file with
-    its bases, `key=value` overrides; checked. What the user gave is never changed.
+    its bases, `key=value` overrides; checked. What the user gave is never changed. Of a file with `stages:` the config of its shape.
 
     masks: whether the scene has masks, where it is known; without them dataset.apply_mask becomes false. start: what
     is known of its surface, where that is known: sweep, points (of structure from motion, with their views) or sphere (nothing); without
     masks model.start=auto becomes that.
     Raises UserError that names the key and, for a misspelt one, the nearest.
     """
+    from confs.stages import read_stages  # it reads the configs of the stages by this module
+
+    if path and (staged := read_stages(path, overrides)):
+        path, overrides = staged.paths["shape"], staged.words["shape"]
+    config, said = loaded(path, overrides, saved, masks, start)
+    for key, need in without_effect(config, said).items():
+        _say(f"{key} has no effect: it needs {need}", logging.WARNING)
+    return config
+
+
+def loaded(
+    path: str | Path | None,
+    overrides: Sequence[str],
+    saved: str | None = None,
+    masks: bool | None = None,
+    start: str | None = None,
+) -> tuple[Config, list[str]]:
+    """`load_config`, and the dotted keys that file and overrides set. Raises UserError."""
     _register()
     words = list(overrides)
-    files = _read_yaml(Path(path)) if path else []
-    given = _overrides(words)
+    files = read_yaml(Path(path)) if path else []
+    given = overrides_node(words)
     below = [_saved(saved)] if saved else []
-    method = _method([*below, *(node for _, node in files), given])
+    method = method_of([*below, *(node for _, node in files), given])
     for where, node in [*(("the checkpoint's config", node) for node in below), *files]:
-        _check_keys(_container(node), where, method)
+        _check_keys(container(node), where, method)
     _check_overrides(words, method)
     try:
         said = OmegaConf.merge(OmegaConf.create({}), *(node for _, node in files), given)
@@ -289,16 +307,12 @@ def load_config(
                 recipe += _recipe(layer, why, below_it, said, method)
         merged = _merge(method, [*recipe, *below, said, *facts])
     except ConfigKeyError as error:
-        raise _unknown(error.full_key or "", method) from None
+        raise unknown_key(error.full_key or "", method) from None
     except ValidationError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list and a mapping under one key
         raise UserError(str(error).splitlines()[0]) from None
-    config = _to_config(merged, method)
-    vain = without_effect(config, _leaves(_container(said)))
-    for key, need in vain.items():
-        _say(f"{key} has no effect: it needs {need}", logging.WARNING)
-    return config
+    return _to_config(merged, method), leaves(container(said))
 
 
 def _check_finite(node: typing.Any, prefix: str = "") -> None:

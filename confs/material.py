@@ -86,6 +86,7 @@ class MonteCarloConfig:
 class RelightConfig:
     """`--relight`: pictures of a recovered material under another light."""
 
+    hdr: Optional[str] = None  # light map beside the recovered light, where the flag --hdr names none; null: an evening of our own
     engine: Literal["auto", "blender", "embedded"] = "auto"  # auto: Blender where there is one, else our own renderer
     samples: int = 128  # a pixel
     width: int = 400  # pixels; a file of poses that states its size wins

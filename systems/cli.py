@@ -13,6 +13,7 @@ PORT = 8080  # of --view
 EXAMPLES = f"""examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
   python run.py --config confs/dtu.yaml --train --preset balanced dataset.root_dir=inputs/scan65
+  python run.py --config confs/nero.yaml --train dataset.root_dir=inputs/scan65   shape, material, light, a relit turntable
   python run.py --train --resume outputs/NAME/TRIAL                 go on where a run stopped
   python run.py --test --resume outputs/NAME/TRIAL                  held-out metrics, pictures, video
   python run.py --mesh --resume outputs/NAME/TRIAL export.resolution=1024
@@ -56,8 +57,12 @@ def parser() -> Parser:
     p.add_argument("--region", metavar="X0,Y0,X1,Y1@IMAGE", help="the object: a box on one photograph, in its pixels (with --train)")
     p.add_argument("--mask-model", metavar="FILE.onnx", help="a segmentation network that helps --auto-mask: U2-Net, IS-Net, RMBG, ...")
     p.add_argument("--mask-norm", choices=["imagenet", "unit"], help="colours that --mask-model takes: ImageNet's (default), or 0 to 1")
-    p.add_argument("--relight", action="store_true", help="pictures of a recovered material under --hdr (with --resume)")
-    p.add_argument("--hdr", metavar="FILE", help="light map, .hdr or .exr, equirectangular (with --relight)")
+    p.add_argument("--relight", action="store_true", help="pictures of a recovered material under another light (with --resume)")
+    p.add_argument(
+        "--hdr",
+        metavar="FILE",
+        help="light map, .hdr or .exr, equirectangular (with --relight); by default the recovered light and another",
+    )
     p.add_argument("--blender", metavar="PATH", help="Blender, or a Python that has bpy (with --relight); without one we render ourselves")
     p.add_argument("--poses", metavar="JSON", help="cameras to render from, as transforms.json (with --relight); by default an orbit")
     p.add_argument("--view", action="store_true", help="a page for the browser, on this machine alone (with --train, or with --resume)")
@@ -108,8 +113,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         raise UserError("--preset goes with --train")
     if args.eval or args.eval_table:
         return args
-    if args.relight and not (args.resume and args.hdr):
-        raise UserError("--relight needs --resume with the checkpoint of a material and --hdr with a light map")
+    if args.relight and not args.resume:
+        raise UserError("--relight needs --resume with the checkpoint of a material")
     if not jobs:
         raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos, --view, --eval or --eval-table (see --help)")
     if args.photos and not args.config:

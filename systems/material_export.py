@@ -97,12 +97,17 @@ def gltf(model: MaterialModel, maps: Maps) -> bytes:
     return trimesh.Scene(parts).export(file_type="glb", include_normals=True)
 
 
+def frame_directions(model: MaterialModel, rows: int) -> Tensor:
+    """Directions [rows * 2 rows, 3], in the unit sphere's frame, of the pixels of a map that stands in the world's axes."""
+    rotation = model.to_world[:3, :3].float()
+    rotation = rotation / torch.linalg.det(rotation.cpu()).abs().to(rotation) ** (1 / 3)
+    return map_directions(rows).reshape(-1, 3).to(rotation) @ rotation
+
+
 @torch.no_grad()
 def light_image(model: MaterialModel, rows: int = LIGHT_ROWS) -> np.ndarray:
     """The recovered environment map [rows, 2 rows, 3], linear, in the world's axes."""
-    rotation = model.to_world[:3, :3].float()
-    rotation = rotation / torch.linalg.det(rotation.cpu()).abs().to(rotation) ** (1 / 3)
-    dirs = map_directions(rows).reshape(-1, 3).to(rotation) @ rotation  # world -> unit sphere's frame
+    dirs = frame_directions(model, rows)
     return model.outer(torch.zeros_like(dirs), dirs).float().view(rows, 2 * rows, 3).cpu().numpy()
 
 

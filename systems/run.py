@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Job:
     load: Callable[..., Config]  # (masks=False, start="points") -> the config with this known of the scene
     state: dict | None = None
     path: Path | None = None
+    folder: Path | None = None  # of the run, where it is a stage of another
+    onward: str | None = None  # how that one goes on after a signal
 
 
 def prepare(config: str | None, resume: str | None, overrides: list[str], preset: str | None = None) -> Job:
@@ -59,8 +62,7 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
         state = checkpoint.load_checkpoint(path)
         saved = state["config"]
     if preset:
-        wanted = load_config(config, overrides, saved).trainer.device
-        overrides = [*PRESETS[preset][pick_device(wanted).type], *overrides]
+        overrides = [*preset_words(preset, load_config(config, overrides, saved)), *overrides]
     cfg = load_config(config, overrides, saved)
     fixed = list(overrides)
     if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout
@@ -69,6 +71,11 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
         fixed.append(f"seed={int(ranks.from_first([secrets.randbelow(2**31)])[0])}")
     load = partial(load_config, config, fixed, saved)
     return Job(load(), load, state, path)
+
+
+def preset_words(preset: str, cfg: Config) -> list[str]:
+    """The overrides of a preset on the config's device."""
+    return PRESETS[preset][pick_device(cfg.trainer.device).type]
 
 
 def left_behind(config: str | None, overrides: list[str]) -> str | None:
@@ -109,9 +116,11 @@ def auto_masks(config: str | None, overrides: list[str], model: str | None = Non
     write_masks(load_config(config, overrides).dataset, log, model, norm or "imagenet")
 
 
-def run_folder(cfg: Config, resume: Path | None, writes: bool = True) -> RunFolder:
-    """The folder a checkpoint lies in goes on; else outputs/<name>/<trial>."""
+def run_folder(cfg: Config, resume: Path | None, writes: bool = True, folder: Path | None = None) -> RunFolder:
+    """The folder given; else that of a checkpoint, which goes on; else outputs/<name>/<trial>."""
     kind = RunFolder if writes else NoFolder
+    if folder is not None:
+        return kind(folder)
     if resume is not None and resume.parent.name == "ckpt":
         return kind(resume.parent.parent)
     runs, stamp = Path(cfg.trainer.outputs_dir) / cfg.name, time.strftime("%Y%m%d-%H%M%S")
@@ -160,6 +169,8 @@ def record_scene(scene: Scene, cfg: Config, run: RunFolder) -> None:
 
 def onward(job: Job, run: RunFolder, trainer: Trainer | None, flags: str) -> str:
     """How to go on after a signal; flags: what was asked for besides training."""
+    if job.onward:
+        return job.onward
     newest = run.root if trainer is not None and trainer.kept else job.path
     if newest is None:
         return "there is no checkpoint yet, start again with the same command"
@@ -181,7 +192,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
         return 0
     threads = setup_threads(ranks.threads(cfg.trainer.threads))
     device = ranks.device(cfg.trainer.device) if train else pick_device(cfg.trainer.device)
-    run = run_folder(cfg, path, ranks.first)
+    run = run_folder(cfg, path, ranks.first, job.folder)
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)
@@ -231,9 +242,16 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
         run.close()
 
 
-def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, poses: str | None) -> int:
-    """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder. The photographs are not needed."""
+def relit(
+    resume: str, overrides: list[str], hdr: str | None = None, blender: str | None = None, poses: str | None = None,
+    seconds: float = math.inf,
+) -> int:  # fmt: skip
+    """`--relight --resume CKPT --hdr LIGHT`: pictures and a video in the run folder; without a light under the recovered one and another.
+
+    The photographs are not needed. seconds: where the pictures take longer, there are fewer of them, and they are smaller.
+    """
     from systems.relight import relight
+    from systems.turntable import fitted, lights
 
     refuse("--relight")
     job = prepare(None, resume, overrides)
@@ -248,7 +266,11 @@ def relit(resume: str, overrides: list[str], hdr: str, blender: str | None, pose
         system = restore_system(cfg, device, state, path)
         assert isinstance(system.model, MaterialModel)
         system.model.set_frame()
-        relight(system.model, cfg, run, hdr, blender, poses)
+        found = [hdr] if hdr else lights(system.model, cfg, run)
+        if math.isfinite(seconds):
+            cfg = fitted(system.model, cfg, seconds / len(found), [word.partition("=")[0] for word in overrides])
+        for light in found:
+            relight(system.model, cfg, run, light, blender, poses)
         return 0
     finally:
         run.close()

@@ -68,6 +68,8 @@ def read_benchmark(path: Path) -> Benchmark:
         raise UserError(f"{path} does not exist{near}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if isinstance(node, dict) and "stages" in node:
+        raise UserError(f"{path} trains in stages, which a sweep does not; sweep the config of a stage, or start run.py for each scene")
     if not isinstance(node, dict) or "scenes" not in node:
         return Benchmark(path, path)
     problems = [f"unknown key '{key}'{suggestion(str(key), list(KEYS))}" for key in node if key not in KEYS]

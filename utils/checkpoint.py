@@ -12,6 +12,7 @@ from utils.files import check_regular, write_atomic
 
 VERSION = "0.3.0"  # of the program; pyproject.toml, CITATION.cff and CHANGELOG.md say the same
 FORMAT = 2  # 2: names of weights and options as of version 0.2
+STAGES = ("shape", "material")  # folders in the folder of a run of stages, each of them a run (systems/stages.py)
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -23,9 +24,10 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def resolve(path: Path) -> Path:
     """A checkpoint file as it is; of a run folder (or its ckpt folder) last.pt, which is its newest whatever the clock said; without it the
-    newest by date. Raises UserError."""
+    newest by date; of a run of stages that of its last stage. Raises UserError."""
     if not path.exists():
         raise UserError(f"--resume {path}: no such file or folder")
+    path = next((path / name for name in reversed(STAGES) if (path / name / "ckpt/last.pt").is_file()), path)
     if path.is_dir():
         found = sorted([*path.glob("ckpt/*.pt"), *path.glob("*.pt")], key=lambda p: (p.name == "last.pt", p.stat().st_mtime))
         if not found:
