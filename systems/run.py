@@ -61,6 +61,9 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
         path = checkpoint.resolve(Path(resume))
         state = checkpoint.load_checkpoint(path)
         saved = state["config"]
+        whole = checkpoint.whole_run(path)
+        if whole and path.parent.parent.name == "material":  # wherever the folder has been moved to
+            overrides = [f"model.mesh={whole / 'shape'}", *overrides]
     if preset:
         overrides = [*preset_words(preset, load_config(config, overrides, saved)), *overrides]
     cfg = load_config(config, overrides, saved)
@@ -258,7 +261,9 @@ def relit(
     cfg, state, path = job.cfg, job.state, job.path
     assert state is not None and path is not None
     if cfg.model.name != "material":
-        raise UserError(f"--relight: {path} is of model.name={cfg.model.name}; train a material first: --config confs/nero-material.yaml")
+        whole = checkpoint.whole_run(path)
+        how = f"--train --resume {whole}" if whole else "--config confs/nero-material.yaml"
+        raise UserError(f"--relight: {path} is of model.name={cfg.model.name}; train a material first: {how}")
     setup_threads(cfg.trainer.threads)
     device = pick_device(cfg.trainer.device)
     run = run_folder(cfg, path)

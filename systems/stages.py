@@ -18,13 +18,13 @@ from systems.budget import FLOOR, VALIDATION
 from systems.parallel import refuse
 from systems.run import execute, prepare, preset_words, relit, run_folder
 from utils import checkpoint
+from utils.checkpoint import STAGES_FILE
 from utils.errors import UserError
 from utils.files import read_facts
 from utils.log import RunFolder
 from utils.stop import told
 
 log = logging.getLogger("neus")
-FACTS = "stages.json"
 LEAST = 0.1  # of the minutes, that the material is trained for at least, however long the shape took
 AFTER = 90.0  # seconds that test, export and turntable take at least; of short runs a third
 
@@ -53,7 +53,7 @@ class Facts:
 
 def staged(config: str | None, resume: str | None) -> bool:
     """Whether `--train` with this config, or in this folder, is a run of stages. Raises UserError where it is and both are given."""
-    again = resume is not None and (Path(resume) / FACTS).is_file()
+    again = resume is not None and (Path(resume) / STAGES_FILE).is_file()
     new = config is not None and read_stages(config) is not None
     if resume is not None and (new or (again and config)):
         raise UserError("a run of stages goes on with --train --resume and its folder, without --config")
@@ -65,7 +65,7 @@ def run(
 ) -> int:
     """Train what is left of a run of stages; returns the exit code (128 + signal when one stopped it). Raises UserError."""
     refuse("a config with stages")
-    known = Facts.read(Path(resume) / FACTS) if resume else Facts(str(Path(str(config)).resolve()), [])
+    known = Facts.read(Path(resume) / STAGES_FILE) if resume else Facts(str(Path(str(config)).resolve()), [])
     if preset:
         overrides = [*preset_words(preset, load_config(known.config, [*known.words, *overrides])), *overrides]
     known.words += overrides
@@ -178,4 +178,4 @@ class Whole:
         return 0
 
     def record(self) -> None:
-        self.folder.record(FACTS, json.dumps(vars(self.known), indent=1).encode())
+        self.folder.record(STAGES_FILE, json.dumps(vars(self.known), indent=1).encode())

@@ -13,6 +13,7 @@ from utils.files import check_regular, write_atomic
 VERSION = "0.3.0"  # of the program; pyproject.toml, CITATION.cff and CHANGELOG.md say the same
 FORMAT = 2  # 2: names of weights and options as of version 0.2
 STAGES = ("shape", "material")  # folders in the folder of a run of stages, each of them a run (systems/stages.py)
+STAGES_FILE = "stages.json"  # what is done of it
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -34,6 +35,13 @@ def resolve(path: Path) -> Path:
             raise UserError(f"--resume {path}: no checkpoint in it; expected ckpt/last.pt")
         return found[-1]
     return path
+
+
+def whole_run(path: Path) -> Path | None:
+    """The folder of the run of stages that a stage's checkpoint RUN/<stage>/ckpt/*.pt lies in; None for one of any other run."""
+    folder = path.parent.parent
+    inside = path.parent.name == "ckpt" and folder.name in STAGES and (folder.parent / STAGES_FILE).is_file()
+    return folder.parent if inside else None
 
 
 def _check_archive(path: Path, whole: bool) -> None:

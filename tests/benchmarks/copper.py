@@ -119,7 +119,10 @@ def main() -> int:
     parser.add_argument("scene", type=Path)
     parser.add_argument("--truth", type=Path, help="default: gt_mesh.ply of the scene")
     args = parser.parse_args()
-    mesh = args.mesh / "mesh/mesh.ply" if args.mesh.is_dir() else args.mesh
+    folders = [
+        folder for folder in (args.mesh / "shape", args.mesh) if (folder / "mesh/mesh.ply").is_file()
+    ]  # of a run of stages: its shape
+    mesh = folders[0] / "mesh/mesh.ply" if folders else args.mesh
 
     def judge() -> dict:
         result = normals_on_metal(in_world(load_mesh(mesh)), load_mesh(args.truth or args.scene / "gt_mesh.ply"), args.scene)
