@@ -381,6 +381,8 @@ class MaterialConfig(MethodConfig):
     name: str = "material"
     background: Literal["auto", "random", "black", "white", "learned"] = "white"
     mesh: Optional[str] = None  # the mesh in world units, or the run folder that holds mesh/mesh.ply
+    # per photograph: an affine map of its colours (exposure, white balance); auto: for photographs (confs/recipes.py: PHOTOGRAPHED)
+    appearance: Literal["auto", "none", "affine"] = "auto"
     material: MonteCarloConfig = field(default_factory=MonteCarloConfig)
 
     def __post_init__(self) -> None:

@@ -228,7 +228,11 @@ def build_system(cfg: Config, device: torch.device, scene: Scene | None = None) 
 
 
 def restore_system(cfg: Config, device: torch.device, state: dict, path: Path, scene: Scene | None = None) -> RaySystem:
-    """A system with the weights of a loaded checkpoint. Raises UserError when they do not fit the config."""
+    """A system with the weights of a loaded checkpoint, without a scene less what was estimated for each photograph.
+
+    Raises UserError when they do not fit the config.
+    """
     system = build_system(cfg, device, scene)
-    checkpoint.load_weights(system.model, state["model"], path)
+    photographs = () if scene is not None else ("pose.", "appearance.", "distractors.")
+    checkpoint.load_weights(system.model, {k: v for k, v in state["model"].items() if not k.startswith(photographs)}, path)
     return system

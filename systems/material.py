@@ -85,10 +85,10 @@ class MaterialSystem(RaySystem):
     def losses(self, batch: RayBatch, progress: float) -> dict[str, Tensor]:
         """Weighted, named scalars of one step, over the rays that hit the mesh inside the mask."""
         model, o = self.model, self.options
-        rays, truth = batch.rays, batch.rgb
+        rays, truth, view = batch.rays, batch.rgb, batch.view
         if self.cfg.dataset.apply_mask and batch.mask is not None:
             inside = torch.nonzero(batch.mask > INSIDE)[:, 0]
-            rays, truth = rays[inside], truth[inside]
+            rays, truth, view = rays[inside], truth[inside], view[inside]
         _, surface = model.first_hits(rays.origins, rays.dirs)
         truth, n = truth[surface.ray], len(surface.ray)
         shift, noise = torch.rand(2, n, 6, device=self.device), torch.randn(n, 3, device=self.device)
@@ -99,6 +99,8 @@ class MaterialSystem(RaySystem):
         half = Counts(max(1, o.n_diffuse // 2), max(1, o.n_specular // 2), o.n_light // 2)
         shaded = [model.reflected(surface, material, half, part, rays.origins[surface.ray]) for part in shift]
         first, second = (linear_to_srgb(part.colour) for part in shaded)
+        if model.appearance is not None:  # linear in the colours: two unbiased estimates stay so
+            first, second = (model.appearance.photographed(rgb, 1.0, view[surface.ray]) for rgb in (first, second))
         overexposed = truth >= 0.996  # a lower bound
         first, second = (torch.where(overexposed, rgb.clamp(max=1), rgb) for rgb in (first, second))
         terms = {name: w * losses.crossed(COLOUR_TERMS[name], first, second, truth) for name, w in self._colour_weights(progress).items()}

@@ -126,7 +126,7 @@ class Whole:
             return 0
         words, begun = self.plan.words[name], (folder / "ckpt/last.pt").is_file()
         if begun:  # its checkpoint knows what the run was started with
-            words = [word for word in words if self.new & {word, f"{name}.{word}"}]
+            words = self.added(name)
         if not begun or any(word.startswith(("trainer.max_minutes=", "stages.")) for word in self.new):
             seconds = allowed()
             words = [*words, f"trainer.max_minutes={'null' if math.isinf(seconds) else round(seconds / 60, 4)}"]
@@ -165,10 +165,16 @@ class Whole:
         code = relit(str(self.root / "material"), [word for word in words if word.startswith("relight.")], seconds=left)
         return code or self.finished("turntable", time.perf_counter() - began)
 
+    def added(self, name: str) -> list[str]:
+        """The overrides of a stage that the run was not started with."""
+        return [word for word in self.plan.words.get(name, []) if self.new & {word, f"{name}.{word}"}]
+
     def done(self, name: str, title: str) -> bool:
         """Whether a stage was finished before, which is said."""
         if name in self.known.seconds:
             log.info("%s: done before, in %.1f minutes", title, self.known.seconds[name] / 60)
+            if self.added(name):
+                log.warning("%s is finished, it does not know of %s", name, ", ".join(self.added(name)))
         return name in self.known.seconds
 
     def finished(self, name: str, seconds: float) -> int:

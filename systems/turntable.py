@@ -20,6 +20,7 @@ from utils.hdr import write_hdr
 from utils.log import RunFolder
 
 ROWS = 128  # of the map of the evening
+FEWER = 64  # samples a pixel, before there are fewer or smaller pictures
 SUN = (0.75, 0.55, 0.25)  # towards the sun, z up
 
 
@@ -72,12 +73,15 @@ def fitted(model: MaterialModel, cfg: Config, seconds: float, given: Collection[
         light = EnvironmentMap(torch.from_numpy(light_image(model, 64)).to(model.local))
         rate = seconds_per_pixel(size, picture)
     sized = {"relight.width", "relight.height"} & set(given)
-    frames, scale = plan_video(rate, size, r.frames if "relight.frames" in given else None, 1.0 if sized else None, seconds)
+    steps, wanted, samples = r.frames if "relight.frames" in given else None, 1.0 if sized else None, r.samples
+    if r.frames * r.width * r.height * rate > seconds and "relight.samples" not in given:
+        samples = min(r.samples, FEWER)
+    frames, scale = plan_video(rate * samples / r.samples, size, steps, wanted, seconds)
     frames = min(frames, r.frames)
     width, height = _scaled(size, scale) if scale < 1 else size
     fps = max(1, round(r.fps * frames / r.frames))
     engine = "embedded" if r.engine == "auto" else r.engine
-    return replace(cfg, relight=replace(r, engine=engine, frames=frames, width=width, height=height, fps=fps))
+    return replace(cfg, relight=replace(r, engine=engine, samples=samples, frames=frames, width=width, height=height, fps=fps))
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -80,11 +80,9 @@ def test_every_option_is_read(reads, tiny_scene, tmp_path):
     (tmp_path / "light.hdr").write_bytes(light())
     relit(
         str(tmp_path / "nero-material/n/t"),
-        ["relight.width=8", "relight.height=8", "relight.frames=1", "relight.samples=4"],
-        str(tmp_path / "light.hdr"),
-        None,
-        None,
+        ["relight.width=8", "relight.height=8", "relight.frames=1", "relight.samples=4", f"relight.hdr={tmp_path / 'light.hdr'}"],
     )
+    assert (tmp_path / "nero-material/n/t/relight/light/000.png").is_file()
     everything = {(declared_by(cls, f.name), f.name) for cls in sections() for f in dataclasses.fields(cls)}
     unread = everything - {(declared_by(cls, name), name) for cls, name in reads if any(f.name == name for f in dataclasses.fields(cls))}
     missing = {f"{cls.__name__}.{name}" for cls, name in unread} - ELSEWHERE.keys()

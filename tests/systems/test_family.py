@@ -15,6 +15,7 @@ import confs.load as load_module
 from confs.effects import NEEDS
 from confs.load import load_config
 from confs.schema import loss_weights
+from confs.stages import read_stages
 from encoder.get_encoding import ENCODINGS
 from process_data.load import load_scene
 from systems import losses
@@ -28,7 +29,7 @@ from tests.systems.test_train import ROOT, TINY, tiny_words, trainer
 from utils.errors import UserError
 from utils.mesh import load_mesh
 
-CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml"))
+CONFIGS = sorted(p.stem for p in (ROOT / "confs").glob("*.yaml") if read_stages(p) is None)  # those of stages are tested in test_stages.py
 # the deep networks narrowed: what is tested is that they run
 SMALL = {
     "neus-mlp": ["model.sdf.hidden=64", "model.sdf.feature=16", "model.radiance.hidden=32", "model.sampling.n_samples=16", "model.sampling.n_importance=16", "trainer.max_rays=64"],

@@ -28,6 +28,7 @@ from utils.errors import UserError
 from utils.log import RunFolder
 from utils.stop import Stopped
 
+pytestmark = pytest.mark.timeout(1800)
 CONFIG = str(ROOT / "confs/nero.yaml")
 TINY = [
     "name=n", "seed=5", "trainer.trial_name=t", "trainer.device=cpu", "trainer.threads=1", "trainer.val_minutes=0", "trainer.log_every=5",
@@ -142,9 +143,9 @@ def test_a_turntable_takes_the_time_that_it_may(monkeypatch):
     model.outer = TextureLight(4, 8.0)
     monkeypatch.setattr(turntable, "seconds_per_pixel", lambda size, picture: picture(0.1) or 1e-5)
     assert turntable.fitted(model, cfg, math.inf).relight.frames == 60
-    plenty, less, few = (turntable.fitted(model, cfg, s).relight for s in (200.0, 64.0, 9.6))  # a frame takes 1.6 s
+    plenty, less, few = (turntable.fitted(model, cfg, s).relight for s in (200.0, 32.0, 4.8))  # a frame takes 1.6 s, or half
     assert (plenty.frames, plenty.width, plenty.fps, plenty.engine) == (60, 400, 24, "embedded")
-    assert (less.frames, less.width, less.fps) == (40, 400, 16)
+    assert (less.frames, less.width, less.fps) == (40, 400, 16) and (plenty.samples, less.samples) == (128, 64)
     assert (few.frames, few.width, few.height) == (24, 200, 200)
     asked = load_config(overrides=["model.name=material", "relight.frames=50", "relight.width=300", "relight.engine=blender"])
     r = turntable.fitted(model, asked, 1.0, ["relight.frames", "relight.width"]).relight
