@@ -5,14 +5,21 @@ import logging
 
 import numpy as np
 import trimesh
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 log = logging.getLogger("neus")
 
 
+def _edge_keys(faces: np.ndarray) -> np.ndarray:
+    """[3 F] one number for each edge of faces [F, 3], the same for both directions: corners 0 and 1 of a face, 1 and 2, 2 and 0."""
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).astype(np.int64), axis=1)
+    return edges[:, 0] << 32 | edges[:, 1]
+
+
 def edge_counts(faces: np.ndarray) -> np.ndarray:
     """The number of faces at each edge of faces [F, 3]."""
-    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).astype(np.int64), axis=1)
-    return np.unique(edges[:, 0] << 32 | edges[:, 1], return_counts=True)[1]
+    return np.unique(_edge_keys(faces), return_counts=True)[1]
 
 
 def crowded_edges(faces: np.ndarray) -> int:
@@ -34,6 +41,42 @@ def clean_faces(faces: np.ndarray) -> np.ndarray:
     turn = np.where(((faces[:, 1] > faces[:, 0]) ^ (faces[:, 2] > faces[:, 1]) ^ (faces[:, 0] > faces[:, 2])), 1, -1)
     balance = np.bincount(group.reshape(-1), turn)
     return faces[np.sort(first[(count == 1) | (balance != 0)])]
+
+
+def parted(x: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x, faces) where sheets that touch along an edge (more than two faces there) are parted: each has vertices of its own at it.
+
+    Around a vertex of such an edge, faces that follow each other over other edges stay together. No face changes its shape.
+    """
+    key = _edge_keys(faces)
+    keys, group, count = np.unique(key, return_inverse=True, return_counts=True)
+    if count.max(initial=0) <= 2:
+        return x, faces
+    at = np.unique(np.stack([keys[count > 2] >> 32, keys[count > 2] & 0xFFFFFFFF]))  # vertices of crowded edges
+    corner = np.arange(faces.size).reshape(faces.shape)
+    first, second = corner.reshape(-1), np.roll(corner, -1, 1).reshape(-1)  # corners at both ends of each edge
+    order = np.argsort(group.reshape(-1), kind="stable")
+    begin = np.concatenate([[0], count.cumsum()[:-1]])[count == 2]
+    a, b = order[begin], order[begin + 1]  # the two faces' edges, of which each edge has two
+    flat = faces.reshape(-1)
+    same = flat[first[a]] == flat[first[b]]
+    joined = np.concatenate(
+        [np.stack([first[a], np.where(same, first[b], second[b])]), np.stack([second[a], np.where(same, second[b], first[b])])], 1
+    )
+    touched = np.isin(flat, at)
+    joined = joined[:, touched[joined[0]]]
+    fan = connected_components(coo_matrix((np.ones(joined.shape[1]), joined), (faces.size,) * 2), directed=False)[1]
+    corners = np.flatnonzero(touched)
+    fans, which = np.unique(fan[corners], return_inverse=True)
+    vertex = np.zeros(len(fans), np.int64)
+    vertex[which] = flat[corners]  # of each fan
+    _, leads = np.unique(vertex, return_index=True)
+    new = vertex.copy()
+    extra = np.setdiff1d(np.arange(len(fans)), leads)
+    new[extra] = len(x) + np.arange(len(extra))
+    flat = flat.copy()
+    flat[corners] = new[which]
+    return np.concatenate([x, x[vertex[extra]]]), flat.reshape(faces.shape)
 
 
 def cell_means(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
@@ -63,7 +106,7 @@ def simplified(mesh: trimesh.Trimesh, faces: int) -> trimesh.Trimesh:
         np.asarray(mesh.faces, np.int32),
         target_count=faces,
     )[:2]
-    f = clean_faces(np.asarray(f, np.int64))
+    x, f = parted(x, clean_faces(np.asarray(f, np.int64)))
     used = np.zeros(len(x), bool)
     used[f] = True
     return trimesh.Trimesh(x[used] * edge + middle, (np.cumsum(used) - 1)[f], process=False)

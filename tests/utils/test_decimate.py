@@ -46,6 +46,22 @@ def test_thin_parts_hold():
     assert np.abs(small.bounds - mesh.bounds).max() < 0.006 and small.volume == pytest.approx(mesh.volume, rel=0.01)
 
 
+def test_sheets_that_touch_along_an_edge_are_parted():
+    """Two tetrahedra with a common edge, and two with a common vertex: the first get an edge each, the others stay as they are."""
+    tetrahedron = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [2, 0, 3]])
+    x = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, -1.0]])
+    other = np.array([0, 1, 4, 5])[tetrahedron][:, ::-1]
+    faces = np.concatenate([tetrahedron, other])
+    assert D.crowded_edges(faces) == 1 and not D.is_closed(faces)
+    y, found = D.parted(x, faces)
+    assert D.is_closed(found) and len(y) == 8 and np.array_equal(y[found], x[faces])
+    parts = trimesh.Trimesh(y, found, process=False).split()
+    assert len(parts) == 2 and all(part.is_watertight and part.is_winding_consistent for part in parts)
+    apart = np.concatenate([tetrahedron, np.array([0, 6, 4, 5])[tetrahedron]])
+    y, found = D.parted(np.concatenate([x, [[-1.0, 0, 0]]]), apart)
+    assert found is apart and len(y) == 7
+
+
 @needs
 def test_the_unit_of_length_does_not_matter(ball):
     """The same faces for a ball in metres and in kilometres, far off: thresholds of the library are lengths."""
