@@ -77,6 +77,9 @@ class Together:
         self.ranks.check_same([t.clock.step, t.n_rays], "the step they go on from")
         t.clock.agreed = self.ranks.from_first([t.clock.seconds])[0]
         self.ranks.copy_first(list(t.system.model.state_dict().values()))
+        distractors = t.system.model.distractors
+        if distractors is not None and not self.ranks.first:  # a checkpoint holds those of the first process, which add up once
+            distractors.pending.zero_()
         if self.ranks.first and t.clock.step == 0:
             t.save()  # a process may end before the next one is due
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import run
+from models.distractors import Distractors
 from process_data.load import load_scene
 from systems import together
 from systems.build import build_system
@@ -100,15 +101,22 @@ def troubles(scene, out, ranks: Ranks) -> None:
 
 
 def command(kill_at: int, words: list[str]) -> int:
-    """run.py, in which the second process is killed after a step, the first time that it is started."""
-    after = Trainer._after_step
+    """run.py, in which the second process is killed after a step, the first time that it is started; says how many errors are added up."""
+    after, refresh = Trainer._after_step, Distractors.refresh
+
+    def told(self, together=None):
+        def summed(tensors):
+            together(tensors)
+            print(f"errors of {int(tensors[0][0].sum())} rays", flush=True)
+
+        refresh(self, summed if together else None)
 
     def killed(self, *args):
         after(self, *args)
         if self.ranks.rank == 1 and self.clock.step == kill_at and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Trainer._after_step = killed
+    Trainer._after_step, Distractors.refresh = killed, told
     return run.main(words)
 
 

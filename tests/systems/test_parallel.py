@@ -15,6 +15,7 @@ import process_data.rays
 from process_data.load import load_scene
 from process_data.rays import RayDataset, mixed_seed
 from systems import parallel
+from systems.base import REFRESH
 from systems.losses import TERMS
 from systems.parallel import ALONE, COMMON, Ranks
 from systems.run import left_behind
@@ -117,6 +118,31 @@ def test_what_one_process_does_is_refused_to_several(monkeypatch):
         parallel.refuse("--photos")
 
 
+class _Copied(Ranks):
+    """A process whose weights are those of the first already, as after a checkpoint was loaded."""
+
+    def sums(self, numbers):
+        return numbers
+
+    def from_first(self, numbers):
+        return numbers
+
+    def copy_first(self, tensors):
+        return
+
+
+def test_an_error_of_a_checkpoint_is_added_up_once(tiny_scene, tmp_path):
+    """Regression: each process took the errors of the first that were not yet added up for its own, so they counted twice."""
+    left = []
+    for rank in (0, 1):
+        t = make(tiny_scene, tmp_path, ranks=_Copied(rank, 2), name=f"run{rank}")
+        t.clock.step = 21
+        t.system.model.distractors.pending.fill_(3.0)
+        t.together.align()
+        left.append(float(t.system.model.distractors.pending.mean()))
+    assert left == [3.0, 0.0]
+
+
 # ------------------------------------------------------------------ two processes
 
 
@@ -200,6 +226,19 @@ def test_a_killed_process_ends_the_run_which_can_be_gone_on_with(undisturbed, ti
     codes, outputs = finish(spawn("command", 0, "--train", "--resume", tmp_path / "n/t"))
     assert codes == [0, 0] and f"resuming at step {KILLED}" in outputs[0], "\n".join(outputs)
     assert same(load_checkpoint(tmp_path / "n/t")["model"], undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_the_errors_of_one_process_since_they_were_last_added_up(tiny_scene, tmp_path):
+    """Of the 16 steps between two refreshes (`systems.base.REFRESH`), and no error counts twice but that of the step in hand."""
+    fixed = ["model.distractors=true", "trainer.n_rays=48", "trainer.max_rays=48", "trainer.target_samples=100000", "trainer.max_steps=34"]
+    _, outputs = finish(spawn("command", KILLED, *words(tiny_scene, tmp_path), *fixed))
+    assert re.findall(r"errors of (\d+) rays", outputs[0]) == ["0", str(2 * 48 * REFRESH)], outputs[0]
+    codes, outputs = finish(spawn("command", 0, "--train", "--resume", tmp_path / "n/t"))
+    assert codes == [0, 0], "\n".join(outputs)
+    (found,) = (int(n) for n in re.findall(r"errors of (\d+) rays", outputs[0]))
+    lost = 2 * 48 * REFRESH - found
+    assert 0 <= lost <= 48 * (KILLED % REFRESH)
 
 
 @pytest.mark.slow
