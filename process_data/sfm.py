@@ -7,7 +7,6 @@ files written; no other file of the scene folder is ever deleted. `dataset.name=
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import logging
@@ -24,7 +23,7 @@ from process_data.frames import VIDEOS, extract_frames
 from process_data.photos import ADVICE, LEAST, collect, copy_masks, find_photos, list_photos, printable
 from process_data.solve import ALL_PAIRS, ERRORS, SEED, Attempt, Solver, improve, why_left_out
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import checksum, write_atomic
 
 log = logging.getLogger("neus")
 ENOUGH = 0.7  # share of registered photographs below which the result is doubtful
@@ -111,14 +110,9 @@ def _write_record(scene: Path, data: dict) -> None:
     write_atomic(scene / RECORD, json.dumps(data, indent=1).encode())
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _checksums(root: Path, parts: tuple[str, ...]) -> dict[str, str]:
     """{relative path: SHA-256} of the files in the folders."""
-    return {p.relative_to(root).as_posix(): _checksum(p) for part in parts for p in sorted((root / part).rglob("*")) if p.is_file()}
+    return {p.relative_to(root).as_posix(): checksum(p) for part in parts for p in sorted((root / part).rglob("*")) if p.is_file()}
 
 
 def foreign_files(scene: Path, parts: tuple[str, ...], written: dict[str, str]) -> list[str]:
@@ -131,7 +125,7 @@ def foreign_files(scene: Path, parts: tuple[str, ...], written: dict[str, str]) 
             continue
         for path in sorted(top.rglob("*")):
             name = path.relative_to(scene).as_posix()
-            ours = path.is_file() and name in written and _checksum(path) == written[name]
+            ours = path.is_file() and name in written and checksum(path) == written[name]
             if path.is_symlink() or not (path.is_dir() or ours):
                 found.append(name)
     return found

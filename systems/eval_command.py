@@ -12,6 +12,7 @@ from systems import eval_scene, protocol_dtu, protocol_tnt
 from systems.error_cloud import Compared, vertex_errors, write_comparison
 from systems.mesh_eval import THRESHOLDS, evaluate_mesh, report
 from utils.errors import UserError
+from utils.files import checksum
 from utils.mesh import in_world, load_mesh
 
 log = logging.getLogger("neus")
@@ -27,6 +28,7 @@ def evaluate_files(args: argparse.Namespace) -> int:
     found, text, words = {None: _plain, "dtu": _dtu, "tnt": _tnt}[args.protocol](mesh, args)
     log.info(text)
     if args.eval_out:
+        found.result["mesh_sha256"] = checksum(args.eval)
         paths = write_comparison(args.eval_out, found, *words)
         log.info("written: %s", ", ".join(str(path) for path in paths))
     return 0

@@ -5,7 +5,6 @@ import glob
 import io
 import json
 import logging
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import yaml
 
 from confs.load import _Loader
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import finite_numbers, read_file, write_atomic
 
 log = logging.getLogger("neus")
 
@@ -52,7 +51,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is no such file. Raises UserError for another content."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_file(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -62,19 +61,15 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _numbers(found: dict[str, Any], keys: Sequence[str]) -> dict[str, float]:
-    return {k: float(found[k]) for k in keys if isinstance(found.get(k), int | float) and math.isfinite(found[k])}
-
-
 def _progress(path: Path) -> dict[str, float]:
     """Minutes and steps of the last line of metrics.jsonl that has them."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_file(path).splitlines()
     except OSError:
         return {}
     for line in reversed(lines):
         try:
-            last = _numbers(json.loads(line), ("step", "seconds"))
+            last = finite_numbers(json.loads(line), ("step", "seconds"))
         except (ValueError, AttributeError):  # a line cut short
             continue
         if len(last) == 2:
@@ -85,10 +80,10 @@ def _progress(path: Path) -> dict[str, float]:
 def read_run(folder: Path) -> Run:
     """What a run folder tells. Raises UserError where it is none."""
     path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: no config.yaml in it, not a run folder")
     try:
-        options = _flat(yaml.load(path.read_text(), _Loader))
+        options = _flat(yaml.load(read_file(path).decode(), _Loader))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: no config.yaml in it, not a run folder") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0][:80]})") from None
     if "model.name" not in options or "dataset.root_dir" not in options:
@@ -102,7 +97,7 @@ def read_run(folder: Path) -> Run:
         str(options["model.name"]),
         options.get("seed"),
         {k: v for k, v in options.items() if k not in ASIDE},
-        _progress(folder / "metrics.jsonl") | _numbers(test, TEST) | _numbers(mesh, MESH),
+        _progress(folder / "metrics.jsonl") | finite_numbers(test, TEST) | finite_numbers(mesh, MESH),
         ", ".join(remarks),
     )
 

@@ -14,7 +14,8 @@ from systems.eval_views import evaluate_whole
 from systems.evaluate import evaluate, video
 from systems.export import compare_with_truth
 from systems.report import report_run
-from utils.log import RunFolder
+from utils.files import add_facts
+from utils.log import MADE, RunFolder
 from utils.rays import Scene
 
 log = logging.getLogger("neus")
@@ -34,7 +35,7 @@ def finish(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.devi
     """Test, mesh, video and report of a system after `trained` seconds of training.
 
     Test and video take at most `trainer.test_share` of that each, or FLOOR seconds; the fit of the held-out cameras counts as test, and
-    the mesh takes its time out of the video's.
+    the mesh takes its time out of the video's. MADE records of which weights each part was made, for the next sweep.
     """
     allowed, began = allowance(trained, cfg.trainer.test_share), time.perf_counter()
 
@@ -51,11 +52,15 @@ def finish(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.devi
         write_cameras(scene, run)
     if wanted.whole:
         evaluate_whole(system, scene, cfg, run, device, math.inf, fitted)
+        add_facts(run / MADE, test=trained)
     elif wanted.test:
         evaluate(system, scene, cfg, run, device, left(1), fitted)
+        add_facts(run / MADE, test=trained)
     if wanted.mesh:
         compare_with_truth(system.export(scene, run), scene, cfg, run)
+        add_facts(run / MADE, mesh=trained)
     if wanted.test and wanted.film:
         video(system, scene, cfg, run, device, min(allowed, left(2)))
+        add_facts(run / MADE, video=trained)
     report_run(run, scene)
     log.info("done in %.0f s -> %s", time.perf_counter() - began, run.root)

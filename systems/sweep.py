@@ -4,7 +4,6 @@ CONFIG is a config, or a list of published scenes (confs/benchmarks). The same c
 """
 
 import argparse
-import json
 import logging
 import re
 import statistics
@@ -17,6 +16,7 @@ from systems.cli import Parser
 from systems.sweep_plan import Benchmark, Run, grid, read_benchmark, state
 from systems.sweep_pool import PROGRAM, Outcome, Pool, slots
 from utils.errors import UserError
+from utils.files import finite_numbers, read_facts
 from utils.log import setup_logging
 
 log = logging.getLogger("neus")
@@ -103,9 +103,7 @@ def means(runs: Sequence[Run]) -> str:
     for run in runs:
         found: dict[str, float] = {}
         for path, keys in (("test/metrics.json", ("psnr", "psnr_masked", "ssim", "lpips")), ("mesh/metrics.json", ("chamfer", "overall"))):
-            if (run.folder / path).is_file():
-                node = json.loads((run.folder / path).read_bytes())
-                found |= {key: node[key] for key in keys if isinstance(node.get(key), int | float)}
+            found |= finite_numbers(read_facts(run.folder / path), keys)
         figures.append((run.scene, found))
     common = [key for key in figures[0][1] if all(key in found for _, found in figures)]
     scenes = list(dict.fromkeys(scene for scene, _ in figures))

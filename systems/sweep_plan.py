@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from confs.load import _Loader, load_config
 from confs.schema import Config
 from utils import checkpoint
 from utils.errors import UserError, raise_all, suggestion
-from utils.files import write_atomic
+from utils.files import checksum, read_facts, read_file, write_atomic
+from utils.log import MADE
 
 ASKED = "asked.json"  # in a run folder: the options that the sweep asked for
 SET_BY_SWEEP = {  # option -> how a sweep is told
@@ -22,7 +23,8 @@ SET_BY_SWEEP = {  # option -> how a sweep is told
 }  # fmt: skip
 ASIDE = {
     f"trainer.{key}" for key in ("outputs_dir", "device", "threads", "log_every", "val_minutes", "save_minutes", "save_every", "chunk")
-} | {"dataset.on_disk"}  # fmt: skip
+} | {"dataset.on_disk"}
+PLACES = {"folders": ("scene",), "evaluate": ("truth", "scene", "name", "number", "run")}  # key of a list -> what its words may hold in {}
 KEYS = ("config", "scenes", "folders", "seeds", "overrides", "protocol", "evaluate")
 
 
@@ -62,11 +64,11 @@ class Run:
 def read_benchmark(path: Path) -> Benchmark:
     """A file of confs/benchmarks, or a config. Raises UserError."""
     try:
-        node = yaml.load(path.read_text(), _Loader) or {}
+        node = yaml.load(read_file(path).decode(), _Loader) or {}
     except FileNotFoundError:
         near = suggestion(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(f"{path} does not exist{near}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: also a number of 5000 digits
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if isinstance(node, dict) and "stages" in node:
         raise UserError(f"{path} trains in stages, which a sweep does not; sweep the config of a stage, or start run.py for each scene")
@@ -78,14 +80,24 @@ def read_benchmark(path: Path) -> Benchmark:
         kind = int if key == "seeds" else str
         if key in node and key != "protocol" and not (isinstance(node[key], list) and all(type(value) is kind for value in node[key])):
             problems.append(f"{key}: expected a list of {'numbers' if kind is int else 'words'}")
+    for key, names in PLACES.items():
+        words = node.get(key, []) if isinstance(node.get(key, []), list) else []
+        wrong = next((word for word in words if isinstance(word, str) and "{" in filled(word, dict.fromkeys(names, ""))), None)
+        if wrong is not None:
+            problems.append(f"{key}: '{wrong}', in which only {', '.join(f'{{{name}}}' for name in names)} are filled in")
     raise_all(problems, f"{path}: ")
     lists = {key: tuple(node[key]) for key in KEYS[1:] if key in node and key != "protocol"}
     return Benchmark(path, path.parent / node["config"], protocol=" ".join(str(node.get("protocol", "")).split()), **lists)
 
 
+def filled(word: str, values: Mapping[str, object]) -> str:
+    """The word with {name} replaced by the value of that name."""
+    return re.sub(r"\{(\w+)\}", lambda m: str(values[m[1]]) if m[1] in values else m[0], word)
+
+
 def scene_folder(scene: str, data: Path | None, folders: Sequence[str]) -> Path | None:
     """The folder of a scene: below `data` where that is given, under one of its names; None where there is none."""
-    names = [scene] if "/" in scene else [name.format(scene=scene) for name in folders]
+    names = [scene] if "/" in scene else [filled(name, {"scene": scene}) for name in folders]
     found = [path for name in names if (path := (data / name if data else Path(name))).is_dir()]
     return found[0] if found else None
 
@@ -133,7 +145,7 @@ def _judging(bench: Benchmark, truth: Path | None, scene: str, root: Path) -> tu
         return ()
     number = re.search(r"\d+$", scene)
     known = {"truth": truth, "scene": root, "name": scene, "number": number.group() if number else "", "run": "{run}"}
-    return tuple(word.format(**known) for word in bench.evaluate)
+    return tuple(filled(word, known) for word in bench.evaluate)
 
 
 def _run(scene: str, seed: int, config: str, words: list[str], film: bool, evaluate: tuple[str, ...]) -> Run:
@@ -162,11 +174,13 @@ def asked(cfg: Config) -> dict[str, Any]:
 def made_otherwise(run: Run) -> str:
     """ "" where the folder is new or was made by a sweep with the same options, else what is wrong."""
     try:
-        before = json.loads((run.folder / ASKED).read_bytes())
+        before = json.loads(read_file(run.folder / ASKED))
+        if not isinstance(before, dict):
+            raise ValueError("no options")
     except FileNotFoundError:
         theirs = (run.folder / "ckpt").is_dir()
         return f"{run.folder} was not made by a sweep; give another --name, or move it away" if theirs else ""
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"{run.folder / ASKED} is damaged; move {run.folder} away"
     keys = [key for key in sorted(run.asked.keys() | before.keys()) if run.asked.get(key) != before.get(key)]
     if not keys:
@@ -181,34 +195,53 @@ def record(run: Run) -> None:
     write_atomic(run.folder / ASKED, json.dumps(run.asked, indent=1).encode())
 
 
-def progress(path: Path) -> float:
-    """How far the training of a checkpoint is, 0 to 1. Raises UserError for a file that is none."""
+def reached(path: Path) -> tuple[float, float]:
+    """How far the training of a checkpoint is, 0 to 1, and its seconds. Raises UserError for a file that is none."""
     from systems.trainer import Clock
 
     state = checkpoint.load_checkpoint(path, mmap=True)
-    return Clock(int(state["step"]), float(state["trained_seconds"])).progress(load_config(saved=state["config"]))
+    try:
+        clock = Clock(checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); take an older checkpoint") from None
+    return clock.progress(load_config(saved=state["config"])), clock.seconds
 
 
-def newer(folder: Path, pattern: str, than: Path) -> bool:
-    """Whether a file of this name is there and not older than another."""
-    return any(path.stat().st_mtime >= than.stat().st_mtime for path in folder.glob(pattern))
+def made_of(folder: Path, pattern: str, last: Path, seconds: float) -> bool:
+    """Whether a file of this name is there and was made of the checkpoint `last`, after `seconds` of training.
+
+    MADE says so: dates do not, where a clock was set or a folder was copied. They decide where an older version left no MADE.
+    """
+    found = [path for path in folder.glob(pattern) if path.is_file()]
+    if (folder / MADE).is_file():
+        part = re.split(r"[/.]", pattern)[0]  # test, mesh, video
+        return bool(found) and read_facts(folder / MADE).get(part) == seconds
+    return any(path.stat().st_mtime >= last.stat().st_mtime for path in found)
+
+
+def judged(folder: Path) -> bool:
+    """Whether mesh/metrics.json is what run.py --eval said of the mesh that is there."""
+    try:
+        return read_facts(folder / "mesh/metrics.json").get("mesh_sha256") == checksum(folder / "mesh/mesh.ply")
+    except OSError:
+        return False
 
 
 def state(run: Run) -> str:
     """new, begun, trained, tested or finished. What lies in the folder decides, not what was once said of it.
 
-    trained: the checkpoint is that of the end, but test, mesh or video is missing or older; tested: only `evaluate` is left.
+    trained: the checkpoint is that of the end, but test, mesh or video is missing or of another one; tested: only `evaluate` is left.
     Raises UserError for a damaged checkpoint.
     """
     last = run.folder / "ckpt/last.pt"
     if not last.is_file():
         return "new"
-    if progress(last) < 1:
+    progress, seconds = reached(last)
+    if progress < 1:
         return "begun"
-    if not all(newer(run.folder, pattern, last) for pattern in run.ends):
+    if not all(made_of(run.folder, pattern, last, seconds) for pattern in run.ends):
         return "trained"
-    judged = not run.evaluate or newer(run.folder, "mesh/metrics.json", run.folder / "mesh/mesh.ply")
-    return "finished" if judged else "tested"
+    return "finished" if not run.evaluate or judged(run.folder) else "tested"
 
 
 def command(run: Run, now: str, device: str, threads: int) -> list[str]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import json
+import math
 import os
 import re
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -32,6 +34,13 @@ def read_file(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def checksum(path: str | Path) -> str:
+    """SHA-256 of the bytes of a regular file, in hexadecimal. Raises OSError."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_facts(path: Path) -> dict:
     """A JSON or YAML mapping; {} for a file that is missing or damaged."""
     try:
@@ -40,6 +49,17 @@ def read_facts(path: Path) -> dict:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def finite_numbers(facts: Mapping[str, object], keys: Iterable[str]) -> dict[str, float]:
+    """Those of the keys whose values are finite numbers, not truth values."""
+    found = {}
+    for key in keys:
+        value = facts.get(key)
+        with contextlib.suppress(OverflowError):  # a whole number beyond those of floating point
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value)):
+                found[key] = float(value)
+    return found
 
 
 def add_facts(path: Path, **found: object) -> None:

@@ -93,8 +93,11 @@ def commit() -> str:
     return git("rev-parse", "HEAD").strip() or "unknown"
 
 
+MADE = "made.json"  # in a run folder: how many seconds had been trained when its test, mesh and video were made
+
+
 class RunFolder:
-    """outputs/<name>/<trial>/: config.yaml, log.txt, metrics.jsonl, tb/, ckpt/, images/, test/, mesh/, video.mp4."""
+    """outputs/<name>/<trial>/: config.yaml, log.txt, metrics.jsonl, tb/, ckpt/, images/, test/, mesh/, video.mp4, made.json."""
 
     def __init__(self, root: Path):
         self.root = root

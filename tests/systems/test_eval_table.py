@@ -89,3 +89,30 @@ def test_nothing_to_show(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("name: x")
     with pytest.raises(UserError, match="not a run's config"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize("figure", ["9" * 400, "1e999", "true", '"x"', "null", "[1]"])
+def test_a_figure_that_is_no_number_is_left_blank(figure, tmp_path):
+    """Regression: a whole number of 400 digits was a traceback."""
+    write_run(tmp_path / "a/1", test={})
+    (tmp_path / "a/1/test/metrics.json").write_text(f'{{"psnr": {figure}, "ssim": 0.5}}')
+    found = read_run(tmp_path / "a/1").figures
+    assert "psnr" not in found and found["ssim"] == 0.5
+
+
+def test_names_and_files_that_cannot_be_opened_are_left_out(tmp_path, capsys):
+    """Regression: a long name was a traceback, and a device was read for ever."""
+    write_run(tmp_path / "a/1")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/config.yaml").symlink_to("/dev/zero")
+    (write_run(tmp_path / "c/1") / "test").mkdir()
+    (tmp_path / "c/1/test/metrics.json").symlink_to("/dev/zero")
+    (write_run(tmp_path / "d/1") / "metrics.jsonl").unlink()
+    (tmp_path / "d/1/metrics.jsonl").symlink_to("/dev/zero")
+    assert (
+        run.main(
+            ["--eval-table", str(tmp_path / "a/1"), "x" * 5000, "a\0b", str(tmp_path / "b"), str(tmp_path / "c/1"), str(tmp_path / "d/1")]
+        )
+        == 0
+    )
+    assert "".join(capsys.readouterr()).count("left out: ") == 4

@@ -1,6 +1,7 @@
 """Sweeps: what is left is done, what fails is named, a signal stops and saves all. The trainer is a script that pretends, but for one test."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -28,7 +29,7 @@ from utils.memory import GIB
 ROOT = Path(__file__).parents[2]
 CONFIG = "confs/dtu-wmask.yaml"
 FAKE = """
-import json, pathlib, signal, sys, time
+import hashlib, json, pathlib, signal, sys, time
 words = sys.argv[1:]
 options = dict(word.split("=", 1) for word in words if "=" in word)
 if "--eval" in words:
@@ -43,7 +44,7 @@ def write(name, text):
 with open(folder / "calls", "a") as file:
     file.write(json.dumps(words) + chr(10))
 if "--eval" in words:
-    write("mesh/metrics.json", json.dumps({"overall": 0.5}))
+    write("mesh/metrics.json", json.dumps({"overall": 0.5, "mesh_sha256": hashlib.sha256((folder / "mesh/mesh.ply").read_bytes()).hexdigest()}))
     sys.exit(0)
 if folder.name.startswith("bad"):
     print("training")
@@ -62,6 +63,7 @@ if folder.name.startswith("slow") and "--resume" not in words:
 write("ckpt/last.pt", "1")
 for name in ("test/metrics.json", "mesh/mesh.ply", "video.mp4"):
     write(name, json.dumps({"psnr": float(options.get("seed", 7)), "held_out": True}))
+write("made.json", json.dumps({"test": 1, "mesh": 1, "video": 1}))
 """
 
 
@@ -77,8 +79,8 @@ def table(monkeypatch):
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch, table, caplog):
-    """swept(words...) -> exit code of a sweep in tmp_path with the script; its checkpoints are a line of text: the progress."""
-    monkeypatch.setattr(sweep_plan, "progress", lambda path: float(path.read_text()))
+    """swept(words...) -> exit code of a sweep in tmp_path with the script; its checkpoints are a line of text: progress and seconds."""
+    monkeypatch.setattr(sweep_plan, "reached", lambda path: (float(path.read_text()),) * 2)
     monkeypatch.setattr(sweep_pool, "LOOK", 0.01)
     monkeypatch.setattr(sweep, "setup_logging", lambda: None)
     caplog.set_level("INFO", logger="neus")
@@ -182,14 +184,36 @@ def test_only_what_lies_in_the_folder_makes_a_run_finished(swept):
     assert state(filmed) == "finished"
 
 
+def test_no_clock_decides_what_is_finished(swept):
+    """What was made of which weights is recorded: a clock that was set back, or a copy of the folder, changes nothing."""
+    run = one(film=False)
+    write(run, "ckpt/last.pt", "1.5")
+    write(run, "test/metrics.json", age=1000)
+    write(run, "mesh/mesh.ply", "ply", age=1000)
+    write(run, "made.json", '{"test": 1.5, "mesh": 1.5}', age=1000)
+    assert state(run) == "finished"
+    write(run, "made.json", '{"test": 1.5, "mesh": 1.25}')  # of an earlier checkpoint
+    assert state(run) == "trained"
+    write(run, "made.json", '{"test": 1.5}')
+    assert state(run) == "trained"
+    write(run, "made.json", '{"test": 1.5, "mesh": 1.5}')
+    judging = replace(run, evaluate=("--eval",))
+    write(run, "mesh/metrics.json", '{"chamfer": 1}')  # not by --eval
+    assert state(judging) == "tested"
+    write(run, "mesh/metrics.json", json.dumps({"mesh_sha256": hashlib.sha256(b"ply").hexdigest()}), age=1000)
+    assert state(judging) == "finished"
+    write(run, "mesh/mesh.ply", "another", age=2000)
+    assert state(judging) == "tested"
+
+
 @pytest.mark.parametrize(("step", "seconds", "expected"), [(4, 90.0, 0.75), (10, 0.0, 1)])
 def test_progress_is_read_from_the_checkpoint(step, seconds, expected, tmp_path):
     text = to_yaml(load_config(CONFIG, ["trainer.max_steps=10", "trainer.max_minutes=2"]))
     save_checkpoint(tmp_path / "a.pt", {"config": text, "model": {}, "step": step, "trained_seconds": seconds})
-    assert sweep_plan.progress(tmp_path / "a.pt") == expected
+    assert sweep_plan.reached(tmp_path / "a.pt") == (expected, seconds)
     (tmp_path / "a.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match="truncated"):
-        sweep_plan.progress(tmp_path / "a.pt")
+        sweep_plan.reached(tmp_path / "a.pt")
 
 
 def test_a_folder_that_another_process_writes_into_is_left_alone(swept, caplog):
@@ -285,6 +309,42 @@ def test_published_scenes(name, count, tmp_path, caplog):
     assert all(scene_folder(scene, tmp_path, bench.folders) for scene in bench.scenes)
     (run,) = grid(bench, bench.scenes[-1:], bench.seeds, tmp_path)
     assert run.asked["dataset.img_downscale"] == 1 and "has no effect" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", '"x"', "[" * 5000, "\xff"])
+def test_a_damaged_record_is_named(text, swept, caplog):
+    """Regression: one that is no mapping was a traceback."""
+    run = one()
+    write(run, "ckpt/last.pt", "1")
+    (run.folder / "asked.json").write_bytes(text.encode("latin-1"))
+    assert swept("--scenes", "in/a") == 2 and "out/dtu-wmask/a-seed1/asked.json is damaged; move" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[]", "\xff", "{", '{"psnr": ' + "9" * 400 + "}", '{"psnr": 1e999}', '{"psnr": true}', "[" * 5000])
+def test_damaged_figures_are_not_averaged(text, swept, caplog):
+    """Regression: they were tracebacks, after all runs had ended."""
+    assert swept("--scenes", "in/a") == 0
+    Path("out/dtu-wmask/a-seed1/test/metrics.json").write_bytes(text.encode("latin-1"))
+    assert swept("--scenes", "in/a") == 0 and "no figure that all runs have" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: " + "9" * 5000, "cannot be read"), ("[" * 5000, "cannot be read"), ("config: x\nscenes: [a]\nfolders: ['{']", r"folders: '\{', in which only \{scene\} are"),
+        ("config: x\nscenes: [a]\nfolders: ['{scene.x}']", "folders: '{scene.x}'"), ("config: x\nscenes: [a]\nevaluate: ['{nothing}']", "evaluate: '{nothing}'"),
+    ],
+)  # fmt: skip
+def test_a_list_that_no_one_can_follow(text, message, tmp_path):
+    """Regression: all of these were tracebacks."""
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_benchmark(tmp_path / "list.yaml")
+
+
+def test_a_list_that_is_a_device_is_not_read_for_ever():
+    with pytest.raises(UserError, match="/dev/zero cannot be read"):
+        read_benchmark(Path("/dev/zero"))
 
 
 def test_a_list_of_scenes_is_checked(tmp_path):
