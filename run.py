@@ -1,5 +1,6 @@
 """The command line: photographs of an object in, a coloured mesh in world units, a video and honest numbers out."""
 
+import errno
 import os
 import sys
 
@@ -59,6 +60,11 @@ def command(words: list[str] | None) -> int:
         return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video, view=args.view_port)
     except UserError as error:
         log.error("error: %s", one_line(str(error)))
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        log.error("error: %s...: the name is too long for a file", one_line(str(error.filename))[:80])
         return 2
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

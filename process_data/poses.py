@@ -48,7 +48,8 @@ def read_poses(path: str | Path, size: tuple[int, int]) -> tuple[Cameras, list[s
     raise_all(problems)
     if len(set(sizes)) > 1:
         raise UserError(f"{path}: cameras of {len(set(sizes))} sizes, expected one; use one file for each size")
-    names = names if len(set(names)) == len(names) else [f"{i:03d}" for i in range(len(names))]
+    usable = len(set(names)) == len(names) and all(name.isprintable() and len(name) <= 50 for name in names)  # as names of pictures
+    names = names if usable else [f"{i:03d}" for i in range(len(names))]
     return Cameras(torch.tensor(np.stack(Ks)).float(), torch.tensor(np.stack(poses)), sizes[0][1], sizes[0][0]), names
 
 

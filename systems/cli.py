@@ -3,12 +3,14 @@
 import argparse
 import importlib.util
 import json
+from pathlib import Path
 from typing import NoReturn
 
 from systems import cli_eval
 from utils.errors import UserError, suggestion
 
 PORT = 8080  # of --view
+CONFS = Path(__file__).parent.parent / "confs"  # wherever the program is called from
 
 EXAMPLES = f"""examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
@@ -118,7 +120,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     if not jobs:
         raise UserError("nothing to do: give --train, --test, --mesh, --relight, --photos, --view, --eval or --eval-table (see --help)")
     if args.photos and not args.config:
-        args.config = "confs/neus-colmap.yaml"
+        args.config = str(CONFS / "neus-colmap.yaml")
     if not (args.train or args.test or args.mesh or args.view):
         return args
     if not (args.config or args.resume or any(word.startswith("dataset.root_dir=") for word in args.overrides)):

@@ -59,6 +59,12 @@ def cameras_for(cfg: Config, model: MaterialModel, poses: str | None) -> tuple[C
     return move(cameras, model.to_world.cpu()), [f"{i:03d}" for i in range(r.frames)]
 
 
+def folder_name(hdr: str) -> str:
+    """The name of the light map without its ending; "light" where that would lead elsewhere, and cut where no file may be called so."""
+    name = Path(hdr).stem[:50]
+    return name if name.strip(".") else "light"
+
+
 def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender: str | None, poses: str | None) -> Path:
     """Write pictures and the video relight/<light>.mp4; returns the folder of the pictures. Raises UserError."""
     light = read_light(hdr)
@@ -69,7 +75,7 @@ def relight(model: MaterialModel, cfg: Config, run: RunFolder, hdr: str, blender
             "relight.engine=blender, but no Blender was found; give --blender PATH, of Blender or of a Python 3.11 with bpy==5.0.1"
         )
     cameras, names = cameras_for(cfg, model, poses)
-    folder = run / f"relight/{Path(hdr).stem}"
+    folder = run / f"relight/{folder_name(hdr)}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / f"{name}.png").unlink(missing_ok=True)

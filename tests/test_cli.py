@@ -47,6 +47,18 @@ def train_words(scene, out, *more):
     ]
 
 
+def test_photographs_have_their_config_wherever_the_program_is_called_from(tmp_path, monkeypatch, capsys):
+    """Regression: from another folder, "config confs/neus-colmap.yaml does not exist"."""
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "none: no such folder; expected the folder of your photographs", "--photos", "none")
+
+
+@pytest.mark.parametrize("flags", [["--eval", "LONG.ply", "--gt", "x.ply"], ["--photos", "LONG"], ["--view", "--resume", "LONG"]])
+def test_a_name_that_is_too_long_is_told(flags, capsys):
+    """Regression: a traceback."""
+    refused(capsys, "xxx...: the name is too long for a file", *(word.replace("LONG", "x" * 5000) for word in flags))
+
+
 def test_the_folder_of_a_scene_is_enough(capsys, tiny_scene, tmp_path):
     words = [
         word for word in train_words(tiny_scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false")[2:] if "dataset.name" not in word

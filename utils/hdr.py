@@ -11,6 +11,7 @@ from utils.files import write_atomic
 MAGIC = {".hdr": (b"#?RADIANCE", b"#?RGBE"), ".exr": (b"v/1\x01",)}
 RGB = ("R", "G", "B")
 LARGEST = 1 << 16  # pixels along a side
+MOST = 1 << 27  # pixels: 16384 x 8192
 BRIGHTEST = 6e4  # replaces infinite radiance; near the largest half float
 
 
@@ -56,6 +57,8 @@ def _display_window(path: Path, header: dict, planes: list[np.ndarray]) -> np.nd
     width, height = high - low + 1
     if not (0 < width <= LARGEST and 0 < height <= LARGEST):
         return None
+    if width * height > MOST:
+        raise UserError(f"--hdr {path}: {width} x {height} pixels, expected at most {MOST >> 20} million; reduce the map")
     x, y = left - low[0], top - low[1]  # of the data's first pixel in the image
     image = np.zeros((height, width, 3), np.float32)
     rows, columns = slice(max(y, 0), max(y + data.shape[0], 0)), slice(max(x, 0), max(x + data.shape[1], 0))

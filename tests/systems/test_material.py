@@ -10,8 +10,10 @@ import trimesh
 
 from confs.load import load_config
 from process_data.load import load_scene
+from process_data.poses import read_poses
 from systems.build import build_system
 from systems.material import change
+from systems.relight import folder_name
 from systems.run import Job, execute, prepare, relit
 from tests.benchmarks.material import judge, psnr
 from tests.material_scenes import TrueField, write_material_scene
@@ -350,6 +352,23 @@ def test_a_blender_that_is_none_is_named(run, light, tmp_path):
         (tmp_path / name).chmod(0o755)
         with pytest.raises(UserError, match=message):
             relit(str(run), [], str(light), str(tmp_path / name), None)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("lamp.exr", "lamp"), ("...hdr", "light"), (".hdr", ".hdr"), ("x" * 240 + ".hdr", "x" * 50)])
+def test_a_folder_of_pictures_is_named_by_the_light(name, folder):
+    """Regression: "...hdr" led out of relight/, and a long name left no room for that of the video."""
+    assert folder_name(f"lights/{name}") == folder
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [(["a/1.png", "b/2"], ["1", "2"]), (["a", "b/a"], ["000", "001"]), (["a\0b", "c"], ["000", "001"]), (["x" * 300, "c"], ["000", "001"])],
+)
+def test_cameras_have_names_that_files_may_have(given, names, tmp_path):
+    """Regression: a NUL or 300 characters were tracebacks."""
+    frames = [{"file_path": name, "transform_matrix": np.eye(4).tolist()} for name in given]
+    (tmp_path / "poses.json").write_text(json.dumps({"fl_x": 20, "w": 8, "h": 8, "frames": frames}))
+    assert read_poses(tmp_path / "poses.json", (8, 8))[1] == names
 
 
 def test_bad_poses_are_named(run, light, tmp_path):

@@ -76,6 +76,13 @@ def test_the_display_window_is_read(left, top, exr):
         assert np.array_equal(read_light(path), expected)
 
 
+def test_a_window_that_no_memory_holds_is_refused(exr):
+    """Regression: a few bytes that declare a display window of 4 thousand million pixels took 50 GB."""
+    path = exr(rgb(), dataWindow=window(0, 0, 16, 8), displayWindow=window(0, 0, 65536, 65535))
+    with pytest.raises(UserError, match="65536 x 65535 pixels, expected at most 128 million"):
+        read_light(path)
+
+
 def test_values_are_finite_and_not_negative(exr):
     pixels = PIXELS.copy()
     pixels[0, 0], pixels[0, 1], pixels[0, 2] = np.nan, np.inf, -1
