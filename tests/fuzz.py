@@ -1,8 +1,10 @@
 """Spoilt scenes, configs and checkpoints, in seeded variety, through the real command line: python -m tests.fuzz --seed 1 --cases 200
 
+With --kinds commands what the other commands read is spoilt: light maps, photographs, networks, meshes, lists of scenes, run folders.
+
 Each case runs in a forked child with limits of time and memory, among files that must stay as they are (tests/fuzzing/box.py). The program
 may do its work, or refuse in one line that starts with "error: "; a traceback, a hang, a crash, a loss that is not finite, more than 2 GiB
-or a file touched elsewhere is a failure. A case depends on (seed, its number) alone: --only 17 repeats it, --keep leaves its box.
+or a file touched elsewhere is a failure. A case depends on (kinds, seed, its number) alone: --only 17 repeats it, --keep leaves its box.
 """
 
 import os
@@ -23,10 +25,11 @@ import torch
 
 import run
 from tests.fuzzing import box as boxes
-from tests.fuzzing import configs, runs, scenes
+from tests.fuzzing import commands, configs, runs, scenes
 from tests.systems.test_train import tiny_words
 
 FAMILIES = {"scene": scenes.case, "config": configs.case, "run": runs.case}
+KINDS = {"files": list(FAMILIES), "commands": list(commands.FAMILIES)}  # the numbers of their cases are apart
 LIMITS = [
     "trainer.threads=1", "trainer.max_skipped=1", "trainer.log_every=1", "trainer.val_minutes=0", "export.texture=false", "dataset.test_scale=0.5",
     "trainer.device=cpu",
@@ -55,7 +58,7 @@ def words_of(family: str, words: list[str], box: Path) -> list[str]:
     return [*flags, *front, *own]
 
 
-def prepare(sources: Path) -> None:
+def prepare(sources: Path, kinds: str = "files") -> None:
     """Valid scenes and finished runs; what is imported and compiled on the way serves every case."""
     scenes.write_all(sources)
     for method in ("neus", "nerf"):
@@ -71,37 +74,43 @@ def prepare(sources: Path) -> None:
         if run.main(["--train", "--no-video", *words]):
             raise SystemExit("a valid scene is not trained")
         shutil.move(sources / "runs/out" / method / "t", sources / "runs" / method)
+    if kinds == "commands":
+        commands.prepare(sources, LIMITS)
 
 
-def one(seed: int, number: int, sources: Path, box: Path, limit: float) -> tuple[str, str, list[str], boxes.Ended]:
+def one(kinds: str, seed: int, number: int, sources: Path, box: Path, limit: float) -> tuple[str, str, list[str], boxes.Ended]:
     """(family, what was spoilt, failures, how it ended) of a case."""
-    family = list(FAMILIES)[number % len(FAMILIES)]
+    family = KINDS[kinds][number % len(KINDS[kinds])]
     rng = random.Random(f"{seed} {number}")
     boxes.make_box(box)
-    words, what = FAMILIES[family](sources, box, rng)
+    if kinds == "files":
+        words, what = FAMILIES[family](sources, box, rng)
+        main, words = run.main, words_of(family, words, box)
+    else:
+        main, words, what = commands.FAMILIES[family](sources, box, rng)
     before = boxes.watched(box)
-    ended = boxes.run_in_child(run.main, words_of(family, words, box), box, limit)
-    return family, what, boxes.judge(ended, box, before), ended
+    ended = boxes.run_in_child(main, words, box, limit)
+    return family, what, boxes.judge(ended, box, before, family not in ("table", "sweep")), ended
 
 
-def fuzz(seed: int, numbers: list[int], limit: float, keep: Path | None = None, verbose: bool = False) -> int:
+def fuzz(kinds: str, seed: int, numbers: list[int], limit: float, keep: Path | None = None, verbose: bool = False) -> int:
     """Run the cases; prints a line for each failure and a summary. Returns the number of failures."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     count: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         sources = Path(folder) / "sources"
-        _quietly(lambda: prepare(sources), Path(folder) / "prepare.txt")
+        _quietly(lambda: prepare(sources, kinds), Path(folder) / "prepare.txt")
         began = time.perf_counter()
         for number in numbers:
             box = Path(folder) / f"box{number}"
-            family, what, failures, ended = one(seed, number, sources, box, limit)
+            family, what, failures, ended = one(kinds, seed, number, sources, box, limit)
             count[family, "failed" if failures else "done" if ended.code == 0 else "refused"] += 1
             if failures or verbose:
                 last = ([line for line in ended.text.splitlines() if line.strip()] or [""])[-1]
                 print(
                     ascii(
-                        f"{'FAIL' if failures else 'ok'} --seed {seed} --only {number} {family}: {what[:200]} -> {'; '.join(failures) or last[:300]}"
+                        f"{'FAIL' if failures else 'ok'} --kinds {kinds} --seed {seed} --only {number} {family}: {what[:200]} -> {'; '.join(failures) or last[:300]}"
                     )[1:-1],
                     flush=True,
                 )
@@ -110,7 +119,7 @@ def fuzz(seed: int, numbers: list[int], limit: float, keep: Path | None = None, 
                 shutil.copytree(box, keep / f"{seed}-{number}", symlinks=True, ignore=_pipes)
             boxes.clear(box)
         seconds = time.perf_counter() - began
-    for family in FAMILIES:
+    for family in KINDS[kinds]:
         print(f"{family}: " + ", ".join(f"{count[family, how]} {how}" for how in ("done", "refused", "failed")))
     print(f"{len(numbers)} cases in {seconds:.0f} s, seed {seed}: {sum(n for (_, how), n in count.items() if how == 'failed')} failed")
     return sum(n for (_, how), n in count.items() if how == "failed")
@@ -142,19 +151,25 @@ def _quietly(call, log: Path) -> None:
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--kinds", choices=list(KINDS), default="files", help="files: scenes, configs, checkpoints (default); commands: the others"
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--cases", type=int, default=200)
     p.add_argument("--first", type=int, default=0, help="number of the first case")
     p.add_argument("--only", type=int, nargs="*", help="numbers of the cases to run")
-    p.add_argument("--family", choices=list(FAMILIES), help="only cases of this family")
+    p.add_argument("--family", choices=[*KINDS["files"], *KINDS["commands"]], help="only cases of this family")
     p.add_argument("--limit", type=float, default=boxes.LIMIT, help="seconds a case")
     p.add_argument("--keep", type=Path, help="folder for the boxes of failures")
     p.add_argument("--verbose", action="store_true", help="a line for every case")
     a = p.parse_args()
     numbers = a.only or list(range(a.first, a.first + a.cases))
     if a.family:
-        numbers = [n for n in numbers if list(FAMILIES)[n % len(FAMILIES)] == a.family]
-    return 1 if fuzz(a.seed, numbers, a.limit, a.keep, a.verbose) else 0
+        kinds = next(kinds for kinds, families in KINDS.items() if a.family in families)
+        if kinds != a.kinds:
+            p.error(f"--family {a.family} goes with --kinds {kinds}")
+        numbers = [n for n in numbers if KINDS[kinds][n % len(KINDS[kinds])] == a.family]
+    return 1 if fuzz(a.kinds, a.seed, numbers, a.limit, a.keep, a.verbose) else 0
 
 
 if __name__ == "__main__":

@@ -151,12 +151,22 @@ def _seconds(pid: int) -> float:
 
 
 def _idle(pid: int) -> bool:
-    """Whether a process waits; one that others keep from computing on a busy machine does not hang."""
-    states = []
+    """Whether a process and those that it started wait; one that others keep from computing on a busy machine does not hang."""
     for _ in range(10):
-        states.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
-        time.sleep(0.02)
-    return "R" not in states
+        if "R" in _states(pid):
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _states(group: int) -> str:
+    """A letter for each thread of the processes of a group."""
+    states = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
+                states += [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in (process / "task").iterdir()]
+    return "".join(states)
 
 
 # ---- the judgement ----
@@ -172,8 +182,11 @@ def _numbers(run: Path) -> list[str]:
     return bad[:1]
 
 
-def judge(ended: Ended, box: Path, before: tuple[dict[str, str], dict[str, str]]) -> list[str]:
-    """What the case shows to be wrong with the program; nothing, where it did its work or said in one line why not."""
+def judge(ended: Ended, box: Path, before: tuple[dict[str, str], dict[str, str]], figures: bool = True) -> list[str]:
+    """What the case shows to be wrong with the program; nothing, where it did its work or said in one line why not.
+
+    figures: whether the figures of run folders are the program's own, and no part of what was spoilt.
+    """
     errors = [line for line in ended.text.splitlines() if line.startswith("error: ")]
     last = ([line for line in ended.text.splitlines() if line.strip()] or [""])[-1]
     problems = []
@@ -192,8 +205,8 @@ def judge(ended: Ended, box: Path, before: tuple[dict[str, str], dict[str, str]]
             problems.append(f"an error of {len(errors[0])} characters")
     if ended.grown > MEMORY and f"error: {NO_MEMORY}" not in ended.text:  # refused at the limit, by its name
         problems.append(f"{ended.grown / 2**30:.1f} GiB of memory")
-    if ended.code == 0:
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # of a file that the case has spoilt
+    if ended.code == 0 and figures:
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):  # of a file that the case has spoilt
             problems += _numbers(box / "outputs")
     outside, scene = watched(box)
     wrong = [*changes(before[0], outside, box), *changes(before[1], scene, box, may_add=True)]

@@ -142,8 +142,24 @@ def _strange(scene: Path, rng: random.Random) -> str:
     return how
 
 
-def case(sources: Path, box: Path, rng: random.Random) -> tuple[list[str], str]:
-    """Copy a scene into the box and spoil it; (words of the command line, what was done)."""
+def spoil_one(scene: Path, rng: random.Random, box: Path) -> str:
+    """Spoil one file of a scene."""
+    files = [p for p in sorted(scene.rglob("*")) if p.is_file() and not p.is_symlink()]
+    cameras = [p for p in files if p.suffix not in IMAGES]
+    path = rng.choice(cameras if cameras and rng.random() < 0.6 else files)
+    way = rng.random()
+    try:
+        if way < 0.55:
+            return _special(path, rng, box / "sentinel/a.txt")
+        if way < 0.8:
+            return spoil.spoil_bytes(path, rng)
+        return spoil.spoil_entry(path, rng, box / "sentinel/a.txt", files)
+    except (OSError, ValueError, KeyError, IndexError, TypeError):  # spoilt before
+        return spoil.spoil_bytes(path, rng) if path.is_file() else "nothing"
+
+
+def spoilt(sources: Path, box: Path, rng: random.Random) -> str:
+    """Copy a scene into the box and spoil it; what was done."""
     layout = rng.choice(list(LAYOUTS))
     scene = box / "scene"
     shutil.rmtree(scene)
@@ -152,21 +168,11 @@ def case(sources: Path, box: Path, rng: random.Random) -> tuple[list[str], str]:
     if rng.random() < 0.05:
         done.append(_strange(scene, rng))
     for _ in range(0 if done else rng.choice([1, 1, 2])):
-        files = [p for p in sorted(scene.rglob("*")) if p.is_file() and not p.is_symlink()]
-        cameras = [p for p in files if p.suffix not in IMAGES]
-        path = rng.choice(cameras if cameras and rng.random() < 0.6 else files)
-        way = rng.random()
-        try:
-            if way < 0.55:
-                done.append(_special(path, rng, box / "sentinel/a.txt"))
-            elif way < 0.8:
-                done.append(spoil.spoil_bytes(path, rng))
-            else:
-                done.append(spoil.spoil_entry(path, rng, box / "sentinel/a.txt", files))
-        except (OSError, ValueError, KeyError, IndexError, TypeError):  # spoilt before
-            done.append(spoil.spoil_bytes(path, rng) if path.is_file() else "nothing")
-    return [
-        "--train",
-        f"dataset.root_dir={scene}",
-        *(["dataset.masks=false"] if rng.random() < 0.1 else []),
-    ], f"{layout}: {'; '.join(done)}"
+        done.append(spoil_one(scene, rng, box))
+    return f"{layout}: {'; '.join(done)}"
+
+
+def case(sources: Path, box: Path, rng: random.Random) -> tuple[list[str], str]:
+    """A spoilt scene is trained on; (words of the command line, what was done)."""
+    what = spoilt(sources, box, rng)
+    return ["--train", f"dataset.root_dir={box / 'scene'}", *(["dataset.masks=false"] if rng.random() < 0.1 else [])], what
