@@ -70,7 +70,7 @@ def _progress(path: Path) -> dict[str, float]:
     for line in reversed(lines):
         try:
             last = finite_numbers(json.loads(line), ("step", "seconds"))
-        except (ValueError, AttributeError):  # a line cut short
+        except (ValueError, AttributeError, RecursionError):  # a line cut short
             continue
         if len(last) == 2:
             return {"minutes": last["seconds"] / 60, "steps": last["step"]}

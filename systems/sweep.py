@@ -15,7 +15,7 @@ from pathlib import Path
 from systems.cli import Parser
 from systems.sweep_plan import Benchmark, Run, grid, read_benchmark, state
 from systems.sweep_pool import PROGRAM, Outcome, Pool, slots
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import finite_numbers, read_facts
 from utils.log import setup_logging
 
@@ -158,7 +158,7 @@ def main(words: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -
         log.info("%d runs, %d at once; figures and pictures in %s", len(runs), len(pool.slots), runs[0].folder.parent)
         return report(pool.work(runs), len(runs))
     except UserError as error:
-        log.error("error: %s", error)
+        log.error("error: %s", one_line(str(error)))
         return 2
 
 

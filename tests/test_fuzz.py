@@ -27,11 +27,33 @@ def test_a_sample():
     assert "24 cases" in text and "seed 11: 0 failed" in text
 
 
+def test_a_sample_of_the_other_commands():
+    """Two cases of each."""
+    text = fuzz("--kinds", "commands", "--seed", "11", "--cases", "14")
+    assert "14 cases" in text and "seed 11: 0 failed" in text and "view: " in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hundred_of_the_other_commands(seed):
+    assert f"seed {seed}: 0 failed" in fuzz("--kinds", "commands", "--seed", str(seed), "--cases", "105")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_two_hundred(seed):
     assert f"seed {seed}: 0 failed" in fuzz("--seed", str(seed), "--cases", "200")
+
+
+def _hangs_in_a_process(words):
+    subprocess.run(["sleep", "60"], check=False)
+    return 0
+
+
+def _computes_in_a_process(words):
+    return subprocess.run([sys.executable, "-S", "-c", "import time\nwhile time.process_time() < 3: pass"], check=False).returncode
 
 
 def _refuses(words):
@@ -90,7 +112,7 @@ def _takes_memory(words):
 @pytest.mark.parametrize(
     ("main", "found"),
     [
-        (_refuses, []), (_adds_to_the_scene, []), (_raises, ["traceback: KeyError: 'x'"]), (_hangs, ["hangs"]), (_crashes, ["killed by signal 6"]),
+        (_refuses, []), (_adds_to_the_scene, []), (_raises, ["traceback: KeyError: 'x'"]), (_hangs, ["hangs"]), (_hangs_in_a_process, ["hangs"]), (_computes_in_a_process, []), (_crashes, ["killed by signal 6"]),
         (_writes, ["made cwd/new.txt"]), (_changes, ["removed sentinel/link", "changed scene/photo.png"]), (_diverges, ["step 2: loss nan"]),
         (_says_nothing, ["exit code 2 with 0 errors, last line: "]), (_talks_on, ["exit code 2 with 1 errors, last line: and more"]),
     ],

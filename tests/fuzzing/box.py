@@ -153,7 +153,7 @@ def _seconds(pid: int) -> float:
 def _idle(pid: int) -> bool:
     """Whether a process and those that it started wait; one that others keep from computing on a busy machine does not hang."""
     for _ in range(10):
-        if "R" in _states(pid):
+        if "R" in _states(pid) or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":  # Z: it has just ended
             return False
         time.sleep(0.1)
     return True

@@ -100,6 +100,13 @@ def test_a_figure_that_is_no_number_is_left_blank(figure, tmp_path):
     assert "psnr" not in found and found["ssim"] == 0.5
 
 
+def test_a_log_line_of_nothing_but_brackets_is_passed_over(tmp_path):
+    """Regression: a traceback."""
+    with open(write_run(tmp_path / "a/1") / "metrics.jsonl", "a") as file:
+        file.write("\n" + "[" * 5000)
+    assert read_run(tmp_path / "a/1").figures["minutes"] == 4.0
+
+
 def test_names_and_files_that_cannot_be_opened_are_left_out(tmp_path, capsys):
     """Regression: a long name was a traceback, and a device was read for ever."""
     write_run(tmp_path / "a/1")

@@ -239,6 +239,7 @@ def test_runs_of_other_options_are_not_taken_for_these(swept, caplog):
     ("words", "message"),
     [
         (["--scenes", "in/a", "none"], "no folder for none here .*--scenes in/a are there"),
+        (["--scenes", "in/a", "--data", "a\nb"], "no folder for in/a in a b"),
         (["--scenes", "in/a", "seed=3"], "seed is set by the sweep; give --seeds"),
         (["--scenes", "in/a", "optim.lrr=3"], "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
         (["--scenes", "in/a", "in/b/a"], "in/a and in/b/a would share a run folder"),
@@ -254,7 +255,7 @@ def test_runs_of_other_options_are_not_taken_for_these(swept, caplog):
 def test_a_wrong_command_is_one_sentence_and_starts_nothing(words, message, swept, caplog):
     assert swept(*words) == 2
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert re.search(message, said), said
+    assert re.search(message, said) and "\n" not in said, said
     assert not Path("out").exists()
 
 
