@@ -52,15 +52,15 @@ def finish(system, scene: Scene, cfg: Config, run: RunFolder, device: torch.devi
         write_cameras(scene, run)
     if wanted.whole:
         evaluate_whole(system, scene, cfg, run, device, math.inf, fitted)
-        add_facts(run / MADE, test=trained)
+        add_facts(run.root / MADE, test=trained)
     elif wanted.test:
         evaluate(system, scene, cfg, run, device, left(1), fitted)
-        add_facts(run / MADE, test=trained)
+        add_facts(run.root / MADE, test=trained)
     if wanted.mesh:
         compare_with_truth(system.export(scene, run), scene, cfg, run)
-        add_facts(run / MADE, mesh=trained)
+        add_facts(run.root / MADE, mesh=trained)
     if wanted.test and wanted.film:
         video(system, scene, cfg, run, device, min(allowed, left(2)))
-        add_facts(run / MADE, video=trained)
+        add_facts(run.root / MADE, video=trained)
     report_run(run, scene)
     log.info("done in %.0f s -> %s", time.perf_counter() - began, run.root)
