@@ -19,12 +19,9 @@ METHOD_DEFAULTS: dict[str, dict] = {
 PHOTOGRAPHED = ("colmap", "transforms", "llff", "metashape")
 
 # model.background=learned: without silhouettes a surface forms anywhere, so a soft one fills the sphere for longer, and the
-# occupancy grid keeps it, in coarser cells; finer steps gain nothing there. distortion_bg gains 2 dB on held-out pictures
-# (docs/recipes.md).
+# occupancy grid keeps it, in coarser cells. distortion_bg gains 2 dB on held-out pictures (docs/recipes.md).
 MASK_FREE = {
     "model": {
-        "samples_per_ray": 256,
-        "refine": 0.5,
         "variance": {"init": 0.2, "max_inv_s": [12, 20000, 0.05, 0.35]},
         "occupancy": {"threshold": 0.005, "resolution": 96},
     },
