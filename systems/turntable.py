@@ -33,7 +33,7 @@ def evening(dirs: Tensor) -> Tensor:
     low = torch.exp(-4 * z.clamp(min=0))
     sky = low * horizon + (1 - low) * zenith
     cosine = (dirs * F.normalize(torch.tensor(SUN).to(dirs), dim=-1)).sum(-1, keepdim=True)
-    glow = sun * (80 * torch.exp(300 * (cosine - 1)) + torch.exp(8 * (cosine - 1)))
+    glow = sun * (40 * torch.exp(300 * (cosine - 1)) + torch.exp(8 * (cosine - 1)))
     above = torch.sigmoid(40 * z)
     return above * (sky + glow) + (1 - above) * ground
 
