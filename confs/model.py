@@ -320,8 +320,8 @@ class SurfaceConfig(VolumeConfig):
         # auto: without masks points where the scene has them, else sweep, or sphere where it finds too few
     )
     refine: float = 0.1  # progress from which the SDF of long intervals is evaluated at their zero crossing, not at the middle; 1: never
-    min_weight: float = 0.001  # sampler=occupancy: of a ray that the surface stops, samples of smaller weight take no part in a training
-    # step; 0: all do
+    min_weight: float = 0.001  # sampler=occupancy, on the CPU: of a ray that the surface stops, samples of smaller weight take no part in a
+    # training step; 0: all do
     cos_anneal_end: float = 0.25  # progress from which the true cosine is used
     sdf: SDFConfig = field(default_factory=SDFConfig)
     variance: VarianceConfig = field(default_factory=VarianceConfig)

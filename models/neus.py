@@ -141,7 +141,8 @@ class NeuS(Method):
     def sample(self, rays: Rays, length: float, inv_s: Tensor, context: RenderContext) -> Samples:
         """Intervals at which the field is evaluated: those alone that can be seen.
 
-        While the surface is so soft that steps follow it, a training step takes all of them; so does one of fixed shapes.
+        While the surface is so soft that steps follow it, a training step takes all of them, and so it does on a card, which it would
+        wait for.
         """
 
         def sdf(x: Tensor) -> Tensor:
@@ -154,7 +155,8 @@ class NeuS(Method):
         if isinstance(self.sampler, OccupancyGrid) and samples.found is None:
             if not context.training:
                 return visible(rays, samples, sdf, sharp, long, self.composite_backend)
-            if self.cfg.min_weight and length < 1.001 * context.step:  # in float32
+            soft = length > 1.001 * context.step  # in float32
+            if self.cfg.min_weight and not soft and samples.t_starts.device.type == "cpu":
                 return visible(rays, samples, sdf, sharp, long, self.composite_backend, self.cfg.min_weight, passing=True)
         return to_crossings(rays, samples, sdf) if long else samples
 
