@@ -53,7 +53,7 @@ def test_photographs_have_their_config_wherever_the_program_is_called_from(tmp_p
     refused(capsys, "none: no such folder; expected the folder of your photographs", "--photos", "none")
 
 
-@pytest.mark.parametrize("flags", [["--eval", "LONG.ply", "--gt", "x.ply"], ["--photos", "LONG"], ["--view", "--resume", "LONG"]])
+@pytest.mark.parametrize("flags", [["--eval", "LONG.ply", "--gt", "x.ply"], ["--photos", "LONG"], ["--test", "--resume", "LONG"]])
 def test_a_name_that_is_too_long_is_told(flags, capsys):
     """Regression: a traceback."""
     refused(capsys, "xxx...: the name is too long for a file", *(word.replace("LONG", "x" * 5000) for word in flags))

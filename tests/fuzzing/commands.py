@@ -1,16 +1,18 @@
 """The other commands of the program, each with what it reads spoilt. A case is (main, words of its command line, what was done)."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
-
-import viser  # noqa: F401 - slow imports, once for all cases
 
 import run
 from systems import error_cloud, eval_command
 from tests.fuzzing import figures, lights, meshes, photos, sweeps
 from tests.material_scenes import write_material_scene
 from tests.systems.test_train import tiny_words
+
+with contextlib.suppress(ImportError):  # --view then refuses every case
+    import viser  # noqa: F401 - a slow import, once for all cases
 
 FAMILIES = {
     "relight": lights.relight, "eval": figures.compare, "photos": photos.photos, "sweep": sweeps.case, "masks": photos.masks, "table": figures.table, "view": lights.view,
