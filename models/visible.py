@@ -1,9 +1,9 @@
 """Which samples of a ray can be seen, and where intervals cross the surface: from the SDF alone, before gradients and colours.
 
-A ray has samples wherever a cell near the surface is occupied, also behind what hides them. Their SDF costs a fifth of what gradient
-and colour cost, so it is evaluated first, front to back, and the samples are kept that weigh something. Of a training ray
-that nothing stops faint ones are kept too: the surface that it may miss is found by their gradient. The gradient of an opacity is proportional to it,
-where the SDF is far from 0 in the measure of 1 / inv_s; so the samples that are left out have no say.
+A ray has samples wherever a cell near the surface is occupied, also behind what hides them. Their SDF costs a seventh to a ninth of
+what a training step spends on a sample, so it is evaluated first, front to back, and the samples are kept that weigh something. Of a
+training ray that nothing stops faint ones are kept too: the surface that it may miss is found by their gradient. The gradient of an
+opacity is proportional to it, where the SDF is far from 0 in the measure of 1 / inv_s; so the samples that are left out have no say.
 """
 
 from collections.abc import Callable
@@ -85,8 +85,7 @@ def visible(
         position[active] += n
         active = active[(light[active] > least) & (position[active] < stop[active])]
         count *= 2
-    if passing:
-        weight = torch.where((light > 1 - STOPPED)[samples.ray_indices], weight * (least / FAINT), weight)
-    index = torch.nonzero(weight > least)[:, 0]
+    enough = torch.where(light > 1 - STOPPED, min(FAINT, least), least) if passing else torch.full_like(light, least)
+    index = torch.nonzero(weight > enough[samples.ray_indices])[:, 0]
     where = at[index] if at_crossings else None
     return pack(samples.t_starts[index], samples.t_ends[index], samples.ray_indices[index], len(position), where)

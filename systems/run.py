@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from confs.load import load_config, to_yaml
 from confs.recipes import PRESETS
@@ -24,7 +25,7 @@ from systems.begin import with_surface
 from systems.build import build_system, restore_system
 from systems.cameras import refined
 from systems.finish import Wanted, finish
-from systems.parallel import NoFolder, refuse, start
+from systems.parallel import NoFolder, Ranks, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
 from systems.trainer import Trainer
 from systems.view import live_view, look
@@ -180,6 +181,23 @@ def onward(job: Job, run: RunFolder, trainer: Trainer | None, flags: str) -> str
     return f"go on with: python run.py --train --resume {newest}{flags}"
 
 
+def trainer_of(job: Job, scene: Scene, run: RunFolder, device: torch.device, ranks: Ranks) -> Trainer:
+    """The trainer of a job, at the step of its checkpoint where there is one; the run folder then says what is trained."""
+    began = time.perf_counter()
+    scene, cfg = ranks.in_turn(lambda: with_surface(job, scene, run, ranks.first))
+    took = time.perf_counter() - began
+    run.record_source(to_yaml(cfg))
+    if ranks.first:
+        record_scene(scene, cfg, run)
+    ranks.check_same([*scene.to_world.flatten().tolist(), float(len(scene.train))], "the scene")
+    trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device, ranks)
+    trainer.spent = took
+    if job.state and job.path:
+        trainer.load(job.state, job.path)
+        log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
+    return trainer
+
+
 def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, view: int | None = None, whole: bool = False) -> int:
     """Train and/or test (with a video where film is true) and/or mesh; returns the exit code (128 + signal when one stopped the training).
 
@@ -201,19 +219,8 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
         scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)
         scene = trained_frame(scene, run) if state else scene
         if train:
-            began = time.perf_counter()
-            unknown = scene
-            scene, cfg = ranks.in_turn(lambda: with_surface(job, unknown, run, ranks.first))
-            took = time.perf_counter() - began
-            run.record_source(to_yaml(cfg))
-            if ranks.first:
-                record_scene(scene, cfg, run)
-            ranks.check_same([*scene.to_world.flatten().tolist(), float(len(scene.train))], "the scene")
-            trainer = Trainer(build_system(cfg, device, scene), scene, cfg, run, device, ranks)
-            trainer.spent = took
-            if state and path:
-                trainer.load(state, path)
-                log.info("resuming at step %d, %.1f minutes of training", trainer.clock.step, trainer.clock.seconds / 60)
+            trainer = trainer_of(job, scene, run, device, ranks)
+            scene, cfg = trainer.scene, trainer.cfg
             with live_view(trainer, view if ranks.first else None):
                 complete = trainer.train()
             ranks.leave()

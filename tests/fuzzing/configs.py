@@ -84,11 +84,19 @@ VALUES += [
 ENDLESS = ("trainer.max_steps", "trainer.max_minutes")  # a large number is no mistake
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Without aliases, which are refused before anything else is read."""
 
     def ignore_aliases(self, data) -> bool:
         return True
+
+
+def spoil_yaml(path: Path, rng: random.Random) -> str:
+    """Spoil the content of a YAML file; returns what was done."""
+    data = yaml.safe_load(path.read_text())
+    what = spoil.spoil_tree(data, rng)
+    path.write_text(yaml.dump(data, Dumper=Dumper))
+    return what
 
 
 def _default(key: str, method: str):
@@ -175,7 +183,7 @@ def _tree(rng: random.Random) -> str:
             node[last] = spoil.value(rng)
     else:
         spoil.spoil_tree(data, rng)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False)
 
 
 def _file(box: Path, rng: random.Random) -> str:

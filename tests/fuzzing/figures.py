@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 import run
 from tests.fuzzing import configs, spoil
@@ -70,10 +69,7 @@ def spoil_run(folder: Path, rng: random.Random, outside: Path) -> str:
         return _metrics(folder / rng.choice(["test/metrics.json", "mesh/metrics.json", "metrics.jsonl"]), rng)
     path = folder / "config.yaml"
     if way < 0.6:
-        data = yaml.safe_load(path.read_text())
-        what = spoil.spoil_tree(data, rng)
-        path.write_text(yaml.dump(data, Dumper=configs._Dumper))
-        return f"config.yaml: {what}"
+        return f"config.yaml: {configs.spoil_yaml(path, rng)}"
     if way < 0.75:
         text = rng.choice(configs.TEXTS)
         path.write_text(text)

@@ -83,10 +83,7 @@ def _list(path: Path, rng: random.Random) -> str:
     """The list of scenes."""
     way = rng.random()
     if way < 0.55:
-        data = yaml.safe_load(path.read_text())
-        what = spoil.spoil_tree(data, rng)
-        path.write_text(yaml.dump(data, Dumper=configs._Dumper))
-        return f"list: {what}"
+        return f"list: {configs.spoil_yaml(path, rng)}"
     if way < 0.75:
         data = yaml.safe_load(path.read_text())
         key, new = rng.choice([
@@ -95,7 +92,7 @@ def _list(path: Path, rng: random.Random) -> str:
             ("overrides", ["trainer.outputs_dir=../sentinel/x"]), ("evaluate", ["{nothing}"]), ("evaluate", []), ("protocol", {"a": [1]}), ("protocol", "\x1b[2J"), ("scenes", ["dtu"] * 3000), ("seeds", list(range(40))),
         ])  # fmt: skip
         data[key] = new
-        path.write_text(yaml.dump(data, Dumper=configs._Dumper))
+        path.write_text(yaml.dump(data, Dumper=configs.Dumper))
         return f"list: {key} = {str(new)[:40]}"
     if way < 0.9:
         text = rng.choice(configs.TEXTS)
