@@ -16,13 +16,19 @@ from utils.stop import SIGNALS, Stopped, handled, stoppable, told
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_raised_once_and_the_handlers_are_put_back(number):
-    before = signal.getsignal(number)
-    with stoppable():
-        with pytest.raises(KeyboardInterrupt) as caught:
-            os.kill(os.getpid(), number)
-        assert caught.type is Stopped and caught.value.number == number
-        assert signal.getsignal(number) == signal.SIG_DFL, "a second one ends the program at once"
-    assert signal.getsignal(number) == before
+    def own(*_):
+        raise AssertionError("the handler of before")
+
+    before = signal.signal(number, own)  # not ignored, as that of a job in the background may be
+    try:
+        with stoppable():
+            with pytest.raises(KeyboardInterrupt) as caught:
+                os.kill(os.getpid(), number)
+            assert caught.type is Stopped and caught.value.number == number
+            assert signal.getsignal(number) == signal.SIG_DFL, "a second one ends the program at once"
+        assert signal.getsignal(number) == own
+    finally:
+        signal.signal(number, before)
 
 
 def test_what_is_said(caplog):
