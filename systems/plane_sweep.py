@@ -1,9 +1,9 @@
 """Points on the surface before any training: a depth map of each photograph by a plane sweep, and what the maps agree on.
 
 For every photograph, planes across its line of sight are moved through the sphere. Each carries the neighbouring photographs into this
-one, and at every pixel the depth whose surroundings agree best, by normalised cross-correlation (NCC), is taken (Collins 1996; as used by
-COLMAP, Schoenberger et al. 2016). A depth is kept when the maps of other photographs agree with it. Unlike training, this searches
-all depths: a hollow is found as a hollow.
+one, where windows around each pixel are compared by normalised cross-correlation (NCC; Collins 1996) and pixels by colour. The depths of
+a photograph are chosen together (`systems/semi_global.py`), and one is kept when the map of another photograph agrees with it. Unlike
+training, this searches all depths: a hollow is found as a hollow.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from systems.free_space import centres, free_cells, numbers
 from systems.patches import source_views
+from systems.semi_global import semi_global
 from systems.start import oriented_points
 from utils.decimate import cell_means
 from utils.files import read_file, write_atomic
@@ -34,17 +35,22 @@ from utils.rays import Cameras, Scene
 
 log = logging.getLogger("neus")
 FILE, MOST_BYTES = "points.npz", 1 << 26  # in a run folder
+THREADS = 4  # at most; each takes about 300 MB
 VIEWS = 100  # photographs that are swept; of more, as many at even steps
 PIXELS = 120_000  # of a depth map, at most
 DEPTHS = 96  # planes, at even steps of inverse depth
 BEYOND = 24  # planes behind the sphere: what lies there must not look like something within
 SOURCES = 6  # photographs that are compared with each
-WINDOW = 5  # pixels of the side of the windows that are compared
-LEAST_NCC = 0.5  # of two photographs, below which they are no evidence
-LEAST_SCORE = 0.5  # sum over photographs of what NCC exceeds LEAST_NCC by
+WINDOW = 3  # pixels of the side of the windows that are compared
+BEST = 2  # of them that agree best count; the others may be hidden
+COLOUR = 13  # of 255: a difference in colour that counts as much as NCC 0 in place of 1; larger ones, as of another exposure, no more
+SLANT = 0.02  # of the score: what a surface turned by 45 degrees pays for each pixel (`systems/semi_global.py`)
+JUMP = 6  # times the price of a change by one plane: what a larger one costs
+LEAST = 0.4  # the mean score of these, below which there is no depth
 TEXTURE = 2.0 / 255  # standard deviation of a window, below which it has no depth
-AGREE = 2  # other maps that must have the same depth
-WITHIN = 0.012  # radii by which these may differ
+AGREE = 1  # other maps that must have the same depth
+WITHIN = 0.006  # radii by which these may differ
+WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 OUTSIDE = -1e3  # grey level beyond the edge of a photograph
 CROWD, FEW = 8, 3  # points in a cell, and cells around it, that make it certain; fewer are noise unless nothing is seen behind them
 MOST, MEAN = 40_000, 30  # cells at most, and points of one on average at least: these are averaged
@@ -63,8 +69,12 @@ def _mean(x: np.ndarray) -> np.ndarray:
     return cv2.blur(x, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
 
 
-def depth_map(grey: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, sources: list[int], radius: float) -> np.ndarray:
-    """Depth [h, w] along the optical axis of photograph i; grey: of it and the sources, {number: [h, w] float32}; 0 where nothing agrees. K [N, 3, 3], c2w [N, 3, 4]."""
+def depth_map(photos: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, sources: list[int], radius: float) -> np.ndarray:
+    """Depth [h, w] along the optical axis of photograph i; 0 where nothing agrees.
+
+    photos: it and the sources, {number: [h, w, 3] uint8}. K [N, 3, 3], c2w [N, 3, 4].
+    """
+    grey = {j: cv2.cvtColor(photos[j].astype(np.float32) / 255, cv2.COLOR_RGB2GRAY) for j in (i, *sources)}
     mine = grey[i]
     h, w = mine.shape
     middle = -(c2w[i, :, 3] @ c2w[i, :, 2])
@@ -74,7 +84,7 @@ def depth_map(grey: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i:
     inverse = np.append(np.linspace(1 / low, 1 / high, DEPTHS), np.linspace(1 / high, 0.02 / high, BEYOND + 1)[1:])
     a = _mean(mine)
     spread = (_mean(mine * mine) - a * a).clip(0) + 1e-6
-    score = np.zeros((len(inverse), h, w), np.float32)
+    score, second = np.zeros((len(inverse), h, w), np.float32), np.zeros((len(inverse), h, w), np.float32)
     corners = np.array([[0, 0, 1], [w, 0, 1], [0, h, 1], [w, h, 1.0]])
     for j in sources:
         into = K[j] @ c2w[j, :, :3].T
@@ -84,17 +94,27 @@ def depth_map(grey: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i:
             plane[:, 2] += base
             if (corners @ plane[2] <= 1e-3).any():
                 continue
-            b = cv2.warpPerspective(grey[j], plane, (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderValue=OUTSIDE)
+            b = cv2.warpPerspective(grey[j], plane, (w, h), flags=WARP, borderValue=OUTSIDE)
             mean = _mean(b)
             ncc = (_mean(mine * b) - a * mean) / np.sqrt(spread * ((_mean(b * b) - mean * mean).clip(0) + 1e-6))
-            score[k] += np.where(mean >= 0, (ncc - LEAST_NCC).clip(0), 0)
-    index = score.argmax(0)
+            off = cv2.absdiff(photos[i], cv2.warpPerspective(photos[j], plane, (w, h), flags=WARP))
+            off = cv2.transform(cv2.threshold(off, COLOUR, 255, cv2.THRESH_TRUNC)[1], np.ones((1, 3)))  # of all channels
+            alike = np.where(mean >= 0, (0.5 + 0.5 * ncc - off / np.float32(6 * COLOUR)).clip(0), 0)
+            np.maximum(second[k], np.minimum(alike, score[k]), out=second[k])
+            np.maximum(score[k], alike, out=score[k])
+    score += second
+    del second
+    score /= BEST
+    turned = middle / K[i, 0, 0] * DEPTHS / (high - low)  # planes from a pixel to the next on a surface turned by 45 degrees
+    slant = min(SLANT / turned, 0.1)
+    joint = semi_global(np.ascontiguousarray(score.transpose(1, 2, 0)), slant, JUMP * slant)
+    index = joint.argmax(2)
     best = np.take_along_axis(score, index[None], 0)[0]
     inner = index.clip(1, DEPTHS - 2)  # what lies beyond the sphere is dropped
-    left, here, right = (np.take_along_axis(score, inner[None] + k, 0)[0] for k in (-1, 0, 1))
+    left, here, right = (np.take_along_axis(joint, (inner + k)[..., None], 2)[..., 0] for k in (-1, 0, 1))
     shift = (0.5 * (left - right) / np.minimum(left - 2 * here + right, -1e-6)).clip(-0.5, 0.5)
     place = np.where(index == inner, inner + shift, index)
-    good = (index < DEPTHS) & (best > LEAST_SCORE) & (spread > TEXTURE**2)
+    good = (index < DEPTHS) & (best > LEAST) & (spread > TEXTURE**2)
     return np.where(good, 1 / (1 / low + (1 / high - 1 / low) * place / (DEPTHS - 1)), 0).astype(np.float32)
 
 
@@ -120,7 +140,7 @@ def swept(scene: Scene, radius: float, run: RunFolder, writes: bool = True, anew
 
 def _signature(scene: Scene, radius: float) -> str:
     """A checksum of what a sweep depends on."""
-    digest = hashlib.sha256(f"{PIXELS} {DEPTHS} {SOURCES} {WINDOW} {radius} {scene.train}".encode())
+    digest = hashlib.sha256(f"{PIXELS} {DEPTHS} {SOURCES} {WINDOW} {COLOUR} {WITHIN} {radius} {scene.train}".encode())
     for tensor in (scene.cameras.K, scene.cameras.c2w, scene.images):
         digest.update(tensor.contiguous().view(-1).numpy().data)
     return digest.hexdigest()
@@ -151,20 +171,17 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
     )
     factor = min(1.0, (PIXELS / (cameras.width * cameras.height)) ** 0.5)
     w, h = max(8, round(cameras.width * factor)), max(8, round(cameras.height * factor))
-    grey = {}
-    for i in train:
-        picture = cv2.resize(cv2.cvtColor(scene.image(i).numpy(), cv2.COLOR_RGB2GRAY), (w, h), interpolation=cv2.INTER_AREA)
-        grey[i] = picture.astype(np.float32) / 255
+    photos = {i: cv2.resize(scene.image(i).numpy(), (w, h), interpolation=cv2.INTER_AREA) for i in train}
     small = cameras.resized(w, h)
     chosen, serve = source_views(cameras.c2w, train)
     K, c2w = small.K.double().numpy(), small.c2w.double().numpy()
 
     def one(i: int) -> np.ndarray:
         sources = [int(j) for j, ok in zip(chosen[i, :SOURCES], serve[i]) if ok]
-        return depth_map(grey, K, c2w, i, sources, radius) if len(sources) >= AGREE else np.zeros_like(grey[i])
+        return depth_map(photos, K, c2w, i, sources, radius) if len(sources) >= BEST else np.zeros((h, w), np.float32)
 
     maps = torch.zeros(len(scene.names), h, w)
-    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max(1, min(THREADS, os.cpu_count() or 1))) as pool:
         for i, found in zip(train, tqdm(pool.map(one, train), desc="plane sweep", total=len(train), unit="view", leave=False)):
             maps[i] = torch.from_numpy(found)
     points, tracks = _fused(maps, small, train, chosen.tolist(), radius)
