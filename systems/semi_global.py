@@ -2,7 +2,7 @@
 
 Where a window alone is no evidence (little texture, few photographs that see the place), the best of a hundred depths is one by chance.
 Along each line of pixels, dynamic programming finds what every depth of a pixel can reach at best when depths change little from one pixel
-to the next; the sum over the lines through a pixel takes the place of its own score.
+to the next; the mean over the lines through a pixel takes the place of its own score.
 """
 
 import numpy as np
