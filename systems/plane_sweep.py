@@ -47,8 +47,9 @@ COLOUR = 13  # of 255: a difference in colour that counts as much as NCC 0 in pl
 SLANT = 0.02  # of the score: what a surface turned by 45 degrees pays for each pixel (`systems/semi_global.py`)
 JUMP = 6  # times the price of a change by one plane: what a larger one costs
 LEAST = 0.4  # the mean score of these, below which there is no depth
-TEXTURE = 2.0 / 255  # standard deviation of a window, below which it has no depth
-AGREE = 1  # other maps that must have the same depth
+AROUND = 9  # pixels of the side of a window that must have texture for its middle to have a depth
+TEXTURE = 2.0 / 255  # standard deviation of the grey levels of a window with texture
+AGREE = 1, 3  # other maps that must have the same depth: of a pixel with texture in its own window, and of one without
 WITHIN = 0.006  # radii by which these may differ
 WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 OUTSIDE = -1e3  # grey level beyond the edge of a photograph
@@ -65,8 +66,16 @@ class Cloud:
     free: np.ndarray  # [Q, 3] points in free space, evenly spaced
 
 
-def _mean(x: np.ndarray) -> np.ndarray:
-    return cv2.blur(x, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT_101)
+def _mean(x: np.ndarray, side: int = WINDOW) -> np.ndarray:
+    return cv2.blur(x, (side, side), borderType=cv2.BORDER_REFLECT_101)
+
+
+def _textured(grey: np.ndarray, side: int) -> np.ndarray:
+    return _mean(grey * grey, side) - _mean(grey, side) ** 2 > TEXTURE**2
+
+
+def _grey(photo: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(photo.astype(np.float32) / 255, cv2.COLOR_RGB2GRAY)
 
 
 def depth_map(photos: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, i: int, sources: list[int], radius: float) -> np.ndarray:
@@ -74,7 +83,7 @@ def depth_map(photos: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, 
 
     photos: it and the sources, {number: [h, w, 3] uint8}. K [N, 3, 3], c2w [N, 3, 4].
     """
-    grey = {j: cv2.cvtColor(photos[j].astype(np.float32) / 255, cv2.COLOR_RGB2GRAY) for j in (i, *sources)}
+    grey = {j: _grey(photos[j]) for j in (i, *sources)}
     mine = grey[i]
     h, w = mine.shape
     middle = -(c2w[i, :, 3] @ c2w[i, :, 2])
@@ -105,7 +114,7 @@ def depth_map(photos: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, 
     score += second
     del second
     score /= BEST
-    turned = middle / K[i, 0, 0] * DEPTHS / (high - low)  # planes from a pixel to the next on a surface turned by 45 degrees
+    turned = (low + high) / 2 / K[i, 0, 0] * DEPTHS / (high - low)  # planes from a pixel to the next on a surface turned by 45 degrees
     slant = min(SLANT / turned, 0.1)
     joint = semi_global(np.ascontiguousarray(score.transpose(1, 2, 0)), slant, JUMP * slant)
     index = joint.argmax(2)
@@ -114,7 +123,7 @@ def depth_map(photos: Mapping[int, np.ndarray], K: np.ndarray, c2w: np.ndarray, 
     left, here, right = (np.take_along_axis(joint, (inner + k)[..., None], 2)[..., 0] for k in (-1, 0, 1))
     shift = (0.5 * (left - right) / np.minimum(left - 2 * here + right, -1e-6)).clip(-0.5, 0.5)
     place = np.where(index == inner, inner + shift, index)
-    good = (index < DEPTHS) & (best > LEAST) & (spread > TEXTURE**2)
+    good = (index < DEPTHS) & (best > LEAST) & _textured(mine, AROUND)
     return np.where(good, 1 / (1 / low + (1 / high - 1 / low) * place / (DEPTHS - 1)), 0).astype(np.float32)
 
 
@@ -184,7 +193,10 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
     with ThreadPoolExecutor(max(1, min(THREADS, os.cpu_count() or 1))) as pool:
         for i, found in zip(train, tqdm(pool.map(one, train), desc="plane sweep", total=len(train), unit="view", leave=False)):
             maps[i] = torch.from_numpy(found)
-    points, tracks = _fused(maps, small, train, chosen.tolist(), radius)
+    least = torch.full(maps.shape, AGREE[1], dtype=torch.uint8)
+    for i in train:
+        least[i][torch.from_numpy(_textured(_grey(photos[i]), WINDOW))] = AGREE[0]
+    points, tracks = _fused(maps, least, small, train, chosen.tolist(), radius)
     if not len(points):
         return None
     cloud = _cleaned(points.numpy().astype(np.float64), tracks.numpy(), c2w[:, :, 3], radius)
@@ -200,8 +212,10 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
     return cloud if len(cloud.points) else None
 
 
-def _fused(maps: Tensor, cameras: Cameras, train: list[int], sources: list[list[int]], radius: float) -> tuple[Tensor, Tensor]:
-    """(points [P, 3], views [P]) of the depths that at least AGREE other maps have too."""
+def _fused(
+    maps: Tensor, least: Tensor, cameras: Cameras, train: list[int], sources: list[list[int]], radius: float
+) -> tuple[Tensor, Tensor]:
+    """(points [P, 3], views [P]) of the depths of maps [N, h, w] that at least `least` [N, h, w] other maps have too."""
     _, h, w = maps.shape
     found, views = [], []
     for i in train:
@@ -227,7 +241,7 @@ def _fused(maps: Tensor, cameras: Cameras, train: list[int], sources: list[list[
             total += torch.where(same[:, None], there, 0)
             weight += same[:, None]
         mean = total / weight
-        keep = (votes >= AGREE) & (mean.norm(dim=1) < radius)
+        keep = (votes >= least[i][v, u]) & (mean.norm(dim=1) < radius)
         found.append(mean[keep])
         views.append(torch.full((int(keep.sum()),), i, device=x.device))
     return torch.cat(found), torch.cat(views)
