@@ -69,6 +69,7 @@ def test_after_the_terminal_was_closed_a_run_goes_on_to_save(tmp_path):
     """A write to a terminal that is gone raises OSError, in the midst of the progress bar or of a line of the log."""
     pid, master = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite started by nohup ignores it
         os.chdir(Path(__file__).parents[2])
         os.execv(sys.executable, [sys.executable, "-c", WITHOUT_TERMINAL, str(tmp_path / "saved")])
     assert b"ready" in os.read(master, 100)
