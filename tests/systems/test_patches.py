@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -284,3 +285,60 @@ def test_colours_do_not_depend_on_the_direction_before_dirs_begin():
         seen = [model.radiance.encode_dirs(d, share=model.dirs_share(progress)) for d in (rays.dirs, -rays.dirs)]
         assert torch.equal(*seen) == same
     assert model.dirs_share(0.6) == pytest.approx(1) and model.dirs_share(0.55) == pytest.approx(0.5)
+
+
+# ------------------------------------------------------------------------------------------------ depths of the plane sweep
+def wall(spread=(15.0, 39.0)):
+    """A wall whose grey levels repeat every 5 pixels and whose hue does not, 2 away, from three cameras in a row.
+
+    spread: of red and blue, whose weights in grey are as 39 to 15: grey does not change. Returns photographs, K, c2w.
+    """
+    h, w, f, apart = 40, 160, 100.0, 0.2  # a wall 2 away moves by 10 pixels from a photograph to the next
+    hue = np.convolve(np.random.default_rng(0).normal(size=w + 44), np.ones(5) / 5, "same")
+    hue = np.clip(hue / hue.std(), -2, 2) / 2
+    photos = {}
+    for i, shift in enumerate((0, -10, 10)):
+        x = np.arange(w) + 20 + shift
+        grey = 120 + 40 * np.sin(2 * np.pi * x / 5)
+        rows = np.stack([grey + spread[0] * hue[x], grey, grey - spread[1] * hue[x]], 1)
+        photos[i] = np.ascontiguousarray(np.broadcast_to(rows.round().astype(np.uint8), (h, w, 3)))
+    K = np.broadcast_to(np.array([[f, 0, w / 2 - 0.5], [0, f, h / 2 - 0.5], [0, 0, 1]]), (3, 3, 3))
+    c2w = np.stack([np.concatenate([np.eye(3), [[x], [0], [-2]]], 1) for x in (0.0, -apart, apart)])
+    return photos, K, c2w
+
+
+def share_right(photos, K, c2w):
+    depth = plane_sweep.depth_map(photos, K, c2w, 0, [1, 2], 1.0)[5:-5, 30:-30]
+    return float((np.abs(depth - 2) < 0.1).mean())
+
+
+def test_colours_tell_a_pattern_that_repeats():
+    assert share_right(*wall()) > 0.9
+    assert share_right(*wall(spread=(0, 0))) < 0.6  # the same wall without its hue
+
+
+def test_another_exposure_leaves_the_depths_to_the_patterns():
+    """Differences in colour are capped, so photographs of half the exposure still agree where their patterns do."""
+    photos, K, c2w = wall()
+    rng = np.random.default_rng(1)
+    texture = cv2.blur(rng.normal(size=(40, 204)), (3, 3))
+    texture = 120 + 50 * np.clip(texture / texture.std(), -2, 2) / 2
+    for i, shift, gain in ((0, 0, 1.0), (1, -10, 0.5), (2, 10, 0.5)):
+        photos[i] = np.repeat((gain * texture[:, 20 + shift :][:, :160]).astype(np.uint8)[..., None], 3, 2)
+    assert share_right(photos, K, c2w) > 0.9
+
+
+def test_pixels_that_need_more_votes_give_fewer_points(scene):
+    maps = torch.zeros(len(scene.names), SIDE, SIDE)
+    v, u = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    uv = torch.stack([u, v], -1).reshape(-1, 2).float()
+    for i in scene.train:  # the true depths
+        rays = make_rays(scene.cameras, torch.full((len(uv),), i), uv, BALL)
+        along = rays.dirs @ scene.cameras.c2w[i, :, 2]
+        maps[i].view(-1)[:] = torch.where(rays.near < rays.far, rays.near * along, 0)
+    chosen = source_views(scene.cameras.c2w, list(scene.train))[0].tolist()
+    found = [
+        len(plane_sweep._fused(maps, torch.full(maps.shape, n, dtype=torch.uint8), scene.cameras, list(scene.train), chosen, 1.0)[0])
+        for n in (1, 3, 99)
+    ]
+    assert found[0] > found[1] > 0 == found[2]
