@@ -16,10 +16,12 @@ from encoder import hashgrid_cpu
 from encoder.hashgrid import HashGridSpec
 from utils import warp_launch
 from utils.autocast import backward_float32, forward_float32
+from utils.in_place import kept_gradient
 
 wp.set_module_options({"enable_backward": False})
 
 
+FEW = 1024  # points whose gradients take less time than it takes to wake a thread
 P1 = wp.constant(wp.uint32(2654435761))
 P2 = wp.constant(wp.uint32(805459861))
 Rows = wp.types.vector(length=8, dtype=wp.int32)
@@ -331,7 +333,7 @@ def scatter(
         vec = wp.types.vector(length=spec.n_features, dtype=wp.float32)
         tail = [int(d_y is not None), value, int(d_x is not None), towards, slope, warp_launch.array(out, vec)]
         blocks, run = _blocks(n, x.device)
-        parts = min(warp_launch.threads(x.device), n_levels)
+        parts = min(warp_launch.threads(x.device), n_levels) if n >= FEW else 1
 
         def part(first: int) -> None:
             count = len(range(first, n_levels, parts))
@@ -340,6 +342,20 @@ def scatter(
 
         warp_launch.run([functools.partial(part, first) for first in range(parts)])
     return out
+
+
+def leaf(table: Tensor) -> Tensor:
+    """The parameter that a table is, or is a view of."""
+    return table if table._base is None else table._base
+
+
+def table_gradient(
+    of: Tensor, x: Tensor, spec: HashGridSpec, n_levels: int, d_y: Tensor | None, d_x: Tensor | None, g_y: Tensor | None
+) -> Tensor | None:
+    """The gradient of `scatter` for the table `of`, for autograd; None where it has been added to the table's .grad."""
+    kept = kept_gradient(of)
+    out = scatter(x, spec, n_levels, d_y, d_x, g_y, torch.zeros_like(of, dtype=torch.float32) if kept is None else kept)
+    return out if kept is None else None
 
 
 def bend(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, h: Tensor, g_y: Tensor) -> Tensor:
@@ -401,7 +417,7 @@ class _Encode(torch.autograd.Function):
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int) -> Tensor:
         y, jac = forward(x, table, spec, n_levels, ctx.needs_input_grad[0])
         ctx.save_for_backward(x, table, jac)
-        ctx.spec, ctx.n_levels = spec, n_levels
+        ctx.spec, ctx.n_levels, ctx.leaf = spec, n_levels, leaf(table)
         return y
 
     @staticmethod
@@ -409,7 +425,7 @@ class _Encode(torch.autograd.Function):
     def backward(ctx, d_y: Tensor):
         x, table, jac = ctx.saved_tensors
         need_table = ctx.needs_input_grad[1] and _needed(ctx.next_functions[1][0])
-        d_x, d_table = _EncodeBackward.apply(d_y.contiguous(), x, table, jac, ctx.spec, ctx.n_levels, need_table)
+        d_x, d_table = _EncodeBackward.apply(d_y.contiguous(), x, table, jac, ctx.spec, ctx.n_levels, need_table, (ctx.leaf,))
         return d_x, d_table, None, None
 
 
@@ -424,11 +440,14 @@ def _needed(node: object) -> bool:
 class _EncodeBackward(torch.autograd.Function):
     @staticmethod
     @forward_float32
-    def forward(ctx, d_y: Tensor, x: Tensor, table: Tensor, jac: Tensor | None, spec: HashGridSpec, n_levels: int, need_table: bool):
+    def forward(
+        ctx, d_y: Tensor, x: Tensor, table: Tensor, jac: Tensor | None, spec: HashGridSpec, n_levels: int, need_table: bool,
+        of: tuple[Tensor],
+    ):  # fmt: skip
         ctx.save_for_backward(d_y, x, table, jac)
-        ctx.spec, ctx.n_levels = spec, n_levels
+        ctx.spec, ctx.n_levels, ctx.of = spec, n_levels, of
         d_x = None if jac is None else jac_left(jac, d_y)
-        d_table = scatter(x, spec, n_levels, d_y, None, None, torch.zeros_like(table, dtype=torch.float32)) if need_table else None
+        d_table = table_gradient(*of, x, spec, n_levels, d_y, None, None) if need_table else None
         ctx.mark_non_differentiable(*[t for t in (d_table,) if t is not None])
         return d_x, d_table
 
@@ -438,11 +457,11 @@ class _EncodeBackward(torch.autograd.Function):
     def backward(ctx, h: Tensor, _unused):
         d_y, x, table, jac = ctx.saved_tensors
         if h is None or jac is None:
-            return (None,) * 7
+            return (None,) * 8
         h = h.contiguous()
-        d_table = scatter(x, ctx.spec, ctx.n_levels, None, h, d_y, torch.zeros_like(table)) if ctx.needs_input_grad[2] else None
+        d_table = table_gradient(*ctx.of, x, ctx.spec, ctx.n_levels, None, h, d_y) if ctx.needs_input_grad[2] else None
         d_x = bend(x, table, ctx.spec, ctx.n_levels, h, d_y) if ctx.needs_input_grad[1] else None
-        return jac_right(jac, h), d_x, d_table, None, None, None, None
+        return jac_right(jac, h), d_x, d_table, None, None, None, None, None
 
 
 def encode_warp(x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int | None = None) -> Tensor:

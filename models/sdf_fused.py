@@ -24,6 +24,7 @@ class FusedSDF(torch.autograd.Function):
     @forward_float32
     def forward(ctx, x: Tensor, table: Tensor, spec: HashGridSpec, n_levels: int, radius: float, activation: str, *weights: Tensor):
         activate, _ = ACTIVATIONS[activation]
+        ctx.leaf = hashgrid_warp.leaf(table)
         unit = (x / (2 * radius) + 0.5).contiguous()
         y, jac = hashgrid_warp.forward(unit, table, spec, n_levels, True)
         assert jac is not None
@@ -116,7 +117,7 @@ class FusedSDF(torch.autograd.Function):
         """Gradients of the inputs, from d_y [L * F, S] of the encoding, h [S, 3] of its slope, d_x [S, 3] but for its second derivative."""
         d_table = None
         if ctx.needs_input_grad[1]:
-            d_table = hashgrid_warp.scatter(unit, ctx.spec, ctx.n_levels, d_y, h, g_y, torch.zeros_like(table))
+            d_table = hashgrid_warp.table_gradient(ctx.leaf, unit, ctx.spec, ctx.n_levels, d_y, h, g_y)
         if d_x is not None:
             d_x.add_(hashgrid_warp.bend(unit, table, ctx.spec, ctx.n_levels, h, g_y), alpha=1 / (2 * ctx.radius))
         return d_x, d_table, None, None, None, None, *d_w

@@ -23,6 +23,7 @@ from systems.validate import Validator
 from utils import checkpoint
 from utils.device import choose
 from utils.errors import UserError
+from utils.in_place import gradients_in_place
 from utils.log import RunFolder, commit
 from utils.rays import RayBatch, Scene
 from utils.stop import handled
@@ -156,7 +157,8 @@ class Trainer:
             self.scaler.update()
             self.terms = {name: value.detach() for name, value in terms.items()}
             return
-        loss.backward()
+        with gradients_in_place():
+            loss.backward()
         if self._finite(self.together.gather(loss)):
             self.optimizer.step()
             self.skipped_in_row = 0

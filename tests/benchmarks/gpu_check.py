@@ -11,6 +11,7 @@ only where they are compiled already: `--compile-nerfacc` lets nvcc compile them
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import importlib.metadata

@@ -10,6 +10,7 @@ measured, and nothing of it overlaps the step. It tells how long a device's own 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import json

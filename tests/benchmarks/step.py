@@ -11,6 +11,7 @@ timed before, undisturbed, and its launches are counted between two refreshes of
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import argparse
 import logging

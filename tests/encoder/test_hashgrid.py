@@ -166,3 +166,39 @@ def test_module_starts_near_zero_and_skips_levels():
     x = torch.rand(10, 3)
     assert grid(x).abs().max() <= 1e-4
     assert not grid(x, 2)[:, 4:].any() and grid(x, 2)[:, :4].any()
+
+
+@needs_warp
+def test_gradients_in_place_are_those_of_autograd():
+    """Within `gradients_in_place` the uses of a table add to one gradient, none of them makes its own; the sum is that of autograd."""
+    from encoder.hashgrid_warp import encode_warp
+    from utils.in_place import gradients_in_place
+
+    spec = HashGridSpec(smoothstep=True, **SPEC)
+    table = torch.randn(spec.offsets[-1], 2).requires_grad_(True)
+    x = torch.rand(300, 3).requires_grad_(True)
+
+    def loss():
+        y = encode_warp(x, table, spec)
+        (normal,) = torch.autograd.grad(y.sum(), x, create_graph=True)  # the table's gradient also comes through the derivative
+        return y.square().sum() + normal.square().sum() * 1e-3 + encode_warp(x.detach(), table, spec).sum()
+
+    loss().backward()
+    want, wanted_x = table.grad, x.grad
+    table.grad, x.grad = torch.zeros_like(table), None
+    kept = table.grad
+    with gradients_in_place():
+        loss().backward()
+    assert table.grad is kept
+    close(kept, want, 1e-5)
+    close(x.grad, wanted_x, 1e-6)
+    table.grad = None
+    made = []
+    table.register_hook(made.append)  # of the gradients that autograd is given
+    with gradients_in_place():
+        loss().backward()
+    assert not [grad for grad in made if grad is not None]
+    close(table.grad, want, 1e-5)
+    loss().backward()
+    close(table.grad, 2 * want, 1e-5)
+    assert made
