@@ -43,8 +43,9 @@ POINTS_START = {
 }
 
 # model.start=sweep, above POINTS_START: dense points and the free space before them hold hollows open, and so do colours that may not
-# depend on the direction at first, so that no membrane can be painted over a hollow (docs/recipes.md, "Hollows").
+# depend on the direction at first, so that no membrane can be painted over a hollow (docs/recipes.md, "Hollows"). The points weigh
+# more while the surface is rough, and no more than others once the photographs are finer than they.
 SWEEP_START = {
     "model": {"dirs_begin": 0.3},
-    "loss": {"patches": [0.3, 0, 0.1, 0.5], "free": 0.2},
+    "loss": {"points": [3, 0.3, 0.2, 0.9], "patches": [0.3, 0, 0.1, 0.5], "free": 0.2},
 }
