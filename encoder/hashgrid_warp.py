@@ -345,8 +345,9 @@ def scatter(
 
 
 def leaf(table: Tensor) -> Tensor:
-    """The parameter that a table is, or is a view of."""
-    return table if table._base is None else table._base
+    """The parameter that a table is, or is a view of as a whole; else the table."""
+    base = table._base
+    return base if base is not None and base.is_leaf and base.shape == table.shape else table
 
 
 def table_gradient(

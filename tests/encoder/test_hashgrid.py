@@ -202,3 +202,19 @@ def test_gradients_in_place_are_those_of_autograd():
     loss().backward()
     close(table.grad, 2 * want, 1e-5)
     assert made
+
+
+@needs_warp
+def test_a_part_of_a_parameter_has_its_gradient_from_autograd():
+    from encoder.hashgrid_warp import encode_warp
+    from utils.in_place import gradients_in_place
+
+    spec = HashGridSpec(**SPEC)
+    rows, x = spec.offsets[-1], torch.rand(50, 3)
+    both = torch.randn(2 * rows, 2).requires_grad_(True)
+    with gradients_in_place():
+        encode_warp(x, both[rows:], spec).square().sum().backward()
+    table = both[rows:].detach().requires_grad_(True)
+    encode_warp(x, table, spec).square().sum().backward()
+    close(both.grad[rows:], table.grad, 1e-6)
+    assert not both.grad[:rows].any()
