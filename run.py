@@ -6,7 +6,7 @@ import sys
 
 # torch's idle threads would spin on the cores that kernels run on; asleep at once, they would be woken for each small operation
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # GNU's OpenMP: some 50 microseconds before they sleep
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # GNU's OpenMP: turns of a loop before they sleep
 
 from systems.cli import parse  # noqa: E402
 from utils.errors import NO_MEMORY, UserError, one_line, out_of_memory  # noqa: E402
