@@ -247,7 +247,10 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(found))
         return
-    for heap, policy in (("stock", {}), ("kept", {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"})):  # both are settled when a process starts
+    for heap, policy in (
+        ("stock", {}),
+        ("kept", {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}),
+    ):  # both are settled when a process starts
         command = [sys.executable, "-m", "tests.benchmarks.ops", *sys.argv[1:], "--heap", heap]
         if code := subprocess.run(command, env={**os.environ, **policy}).returncode:
             sys.exit(code)
