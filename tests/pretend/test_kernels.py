@@ -86,10 +86,10 @@ def test_every_kernel_compiles_for_cuda(module, tmp_path):
 
 def test_kernels_are_found_by_the_text_of_the_files():
     assert {
-        "encoder.hashgrid_warp",
+        "encoder.hashgrid_kernels",
         "models.march_warp",
         "models.volrend_warp",
         "models.raytrace_warp",
         "systems.optim_warp",
     } <= sources().keys()
-    assert ("bend", "kernels") in sources()["encoder.hashgrid_warp"] and ("walk", "") in sources()["models.march_warp"]
+    assert ("bend", "kernels") in sources()["encoder.hashgrid_kernels"] and ("walk", "") in sources()["models.march_warp"]
