@@ -34,7 +34,7 @@ from utils.log import RunFolder
 from utils.rays import Cameras, Scene
 
 log = logging.getLogger("neus")
-FILE, MOST_BYTES = "points.npz", 1 << 26  # in a run folder
+FILE, MOST_BYTES = "points.npz", 1 << 28  # in a run folder
 THREADS = 4  # at most; each takes about 300 MB
 VIEWS = 100  # photographs that are swept; of more, as many at even steps
 PIXELS = 120_000  # of a depth map, at most
@@ -53,8 +53,8 @@ AGREE = 1, 3  # other maps that must have the same depth: of a pixel with textur
 WITHIN = 0.006  # radii by which these may differ
 WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 OUTSIDE = -1e3  # grey level beyond the edge of a photograph
-CROWD, FEW = 8, 3  # points in a cell, and cells around it, that make it certain; fewer are noise unless nothing is seen behind them
-MOST, MEAN = 40_000, 30  # cells at most, and points of one on average at least: these are averaged
+CROWD, FEW = 4, 2  # points in a cell, and cells around it, that make it certain; fewer are noise unless nothing is seen behind them
+MOST, MEAN = 150_000, 8  # cells at most, and points of one on average at least: these are averaged
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def swept(scene: Scene, radius: float, run: RunFolder, writes: bool = True, anew
 
 def _signature(scene: Scene, radius: float) -> str:
     """A checksum of what a sweep depends on."""
-    digest = hashlib.sha256(f"{PIXELS} {DEPTHS} {SOURCES} {WINDOW} {COLOUR} {WITHIN} {radius} {scene.train}".encode())
+    digest = hashlib.sha256(
+        f"{PIXELS} {DEPTHS} {SOURCES} {WINDOW} {COLOUR} {WITHIN} {MOST} {MEAN} {CROWD} {FEW} {radius} {scene.train}".encode()
+    )
     for tensor in (scene.cameras.K, scene.cameras.c2w, scene.images):
         digest.update(tensor.contiguous().view(-1).numpy().data)
     return digest.hexdigest()

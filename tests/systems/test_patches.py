@@ -143,6 +143,18 @@ def test_the_sweep_finds_the_surface_and_the_free_space(scene):
     assert len(cloud.free) > 500 and out.min() > BALL - 1 / CELLS  # half a cell
 
 
+def test_points_of_a_cell_are_averaged_and_strays_before_the_surface_go():
+    rng = np.random.default_rng(0)
+    on = np.column_stack([rng.uniform(-0.3, 0.3, (40_000, 2)), rng.normal(0, 0.002, 40_000)])  # a plane, seen by four views above it
+    strays = np.column_stack([rng.uniform(-0.2, 0.2, (40, 2)), rng.uniform(0.1, 0.3, 40)])
+    eyes = np.array([[1, 0, 2], [-1, 0, 2], [0, 1, 2], [0, -1, 2.0]])
+    cloud = plane_sweep._cleaned(np.concatenate([on, strays]), np.arange(40_040) % 4, eyes, 1.0)
+    assert 1000 < len(cloud.points) < 40_000 / 4 and np.abs(cloud.points[:, 2]).max() < 0.05
+    assert cloud.points[:, 2].std() < 0.002 / 1.5
+    assert set(cloud.tracks[:, 1]) == {0, 1, 2, 3} and cloud.tracks[:, 0].max() == len(cloud.points) - 1
+    assert len(cloud.free) and cloud.free[:, 2].min() > -1 / CELLS
+
+
 def test_too_little_is_found_without_texture(tmp_path):
     assert plane_sweep.swept(ball_scene(12, texture=False), 1.0, RunFolder(tmp_path)) is None
 
