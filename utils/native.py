@@ -17,74 +17,81 @@ PRODUCTS = r"""
     typedef float V __attribute__((ext_vector_type(16), aligned(4)));
     typedef int VI __attribute__((ext_vector_type(16), aligned(4)));
     constexpr int P = BLOCK, Q = P / 16;
-#ifdef __AVX512F__
-    constexpr int T = 8;
+    // sums that fit the registers: of a product T rows of R vectors, of `outer` 4 by OUT vectors U
+#if defined(__AVX512F__)
+    constexpr int T = 8, R = 2, OUT = 4;
+    typedef V U;
+#elif defined(__AVX__)
+    constexpr int T = 6, R = 1, OUT = 3;
+    typedef float U __attribute__((ext_vector_type(8), aligned(4)));
 #else
-    constexpr int T = 4;
+    constexpr int T = 4, R = 1, OUT = 4;
+    typedef float U __attribute__((ext_vector_type(4), aligned(4)));
 #endif
+    constexpr int LANES = sizeof(U) / sizeof(float);
     auto at = [](const float* a, int row, int q) { return *(const V*)(a + (size_t)row * P + 16 * q); };
     // out[M, P] = weights[M, K] in[K, P] + bias; weight (m, k) lies at m * row + k * col
     auto product = [&](const float* __restrict weights, int row, int col, const float* bias, int M, int K, const float* __restrict in, float* __restrict out) {
-        for (int q = 0; q < Q; q += 2) {
-            int m = 0;
-            for (; m + T <= M; m += T) {
-                V a[T], b[T];
+        auto tile = [&](auto rows, int m, int q) {
+            constexpr int C = sizeof(*rows);
+            V a[C][R];
+            #pragma unroll
+            for (int t = 0; t < C * R; ++t) a[t / R][t % R] = bias ? V(bias[m + t / R]) : V(0.0f);
+            const float* w = weights + (size_t)m * row;
+            for (int k = 0; k < K; ++k) {
+                V x[R];
                 #pragma unroll
-                for (int t = 0; t < T; ++t) a[t] = b[t] = bias ? V(bias[m + t]) : V(0.0f);
-                const float* w = weights + (size_t)m * row;
-                for (int k = 0; k < K; ++k) {
-                    V x = at(in, k, q), z = at(in, k, q + 1);
+                for (int r = 0; r < R; ++r) x[r] = at(in, k, q + r);
+                #pragma unroll
+                for (int t = 0; t < C; ++t) {
+                    V s = V(w[(size_t)t * row + (size_t)k * col]);
                     #pragma unroll
-                    for (int t = 0; t < T; ++t) {
-                        V s = V(w[(size_t)t * row + (size_t)k * col]);
-                        a[t] = __builtin_elementwise_fma(s, x, a[t]);
-                        b[t] = __builtin_elementwise_fma(s, z, b[t]);
-                    }
-                }
-                #pragma unroll
-                for (int t = 0; t < T; ++t) {
-                    *(V*)(out + (size_t)(m + t) * P + 16 * q) = a[t];
-                    *(V*)(out + (size_t)(m + t) * P + 16 * q + 16) = b[t];
+                    for (int r = 0; r < R; ++r) a[t][r] = __builtin_elementwise_fma(s, x[r], a[t][r]);
                 }
             }
-            for (; m < M; ++m) {
-                V a = bias ? V(bias[m]) : V(0.0f), b = a;
-                for (int k = 0; k < K; ++k) {
-                    V s = V(weights[(size_t)m * row + (size_t)k * col]);
-                    a = __builtin_elementwise_fma(s, at(in, k, q), a);
-                    b = __builtin_elementwise_fma(s, at(in, k, q + 1), b);
-                }
-                *(V*)(out + (size_t)m * P + 16 * q) = a;
-                *(V*)(out + (size_t)m * P + 16 * q + 16) = b;
-            }
+            #pragma unroll
+            for (int t = 0; t < C * R; ++t) *(V*)(out + (size_t)(m + t / R) * P + 16 * (q + t % R)) = a[t / R][t % R];
+        };
+        for (int q = 0; q < Q; q += R) {
+            int m = 0;
+            for (; m + T <= M; m += T) tile((char (*)[T])nullptr, m, q);
+            if (M - m >= 4) tile((char (*)[4])nullptr, m, q), m += 4;
+            if (M - m >= 2) tile((char (*)[2])nullptr, m, q), m += 2;
+            if (M - m >= 1) tile((char (*)[1])nullptr, m, q);
         }
     };
-    auto total = [](V v) {
-        auto h = v.lo + v.hi;
-        auto g = h.lo + h.hi;
-        auto e = g.lo + g.hi;
-        return e.x + e.y;
+    auto sum_of = [](auto v) {
+        float f[sizeof(v) / sizeof(float)];
+        __builtin_memcpy(f, &v, sizeof v);
+        for (int step = sizeof(v) / sizeof(float) / 2; step; step /= 2)
+            for (int t = 0; t < step; ++t) f[t] += f[t + step];
+        return f[0];
     };
     // to[m * row + k] += sum over points of left[M, P] right[K, P]
     auto outer = [&](const float* __restrict left, const float* __restrict right, int M, int K, float* __restrict to, int row) {
         for (int m = 0; m < M; m += 4)
-            for (int k = 0; k < K; k += 4) {
-                V sum[4][4];
-                const int mm = M - m < 4 ? M - m : 4, kk = K - k < 4 ? K - k : 4;
+            for (int k = 0; k < K; k += OUT) {
+                U sum[4][OUT];
+                const float *l[4], *r[OUT];  // rows beyond the last stand for the first: their sums are not used
                 #pragma unroll
-                for (int t = 0; t < 16; ++t) sum[t / 4][t & 3] = V(0.0f);
-                for (int q = 0; q < Q; ++q) {
-                    V l[4], r[4];
+                for (int t = 0; t < 4; ++t) l[t] = left + (size_t)(m + (m + t < M ? t : 0)) * P;
+                #pragma unroll
+                for (int t = 0; t < OUT; ++t) r[t] = right + (size_t)(k + (k + t < K ? t : 0)) * P;
+                #pragma unroll
+                for (int t = 0; t < 4 * OUT; ++t) sum[t / OUT][t % OUT] = U(0.0f);
+                for (int q = 0; q < P; q += LANES) {
+                    U b[OUT];
+                    #pragma unroll
+                    for (int t = 0; t < OUT; ++t) b[t] = *(const U*)(r[t] + q);
                     #pragma unroll
                     for (int t = 0; t < 4; ++t) {
-                        l[t] = at(left, m + (t < mm ? t : 0), q);
-                        r[t] = at(right, k + (t < kk ? t : 0), q);
+                        U a = *(const U*)(l[t] + q);
+                        #pragma unroll
+                        for (int u = 0; u < OUT; ++u) sum[t][u] = __builtin_elementwise_fma(a, b[u], sum[t][u]);
                     }
-                    #pragma unroll
-                    for (int t = 0; t < 16; ++t) sum[t / 4][t & 3] = __builtin_elementwise_fma(l[t / 4], r[t & 3], sum[t / 4][t & 3]);
                 }
-                for (int t = 0; t < mm; ++t)
-                    for (int u = 0; u < kk; ++u) to[(size_t)(m + t) * row + k + u] += total(sum[t][u]);
+                for (int t = 0; t < 4 && m + t < M; ++t)
+                    for (int u = 0; u < OUT && k + u < K; ++u) to[(size_t)(m + t) * row + k + u] += sum_of(sum[t][u]);
             }
     };
     // to[m] += sum over points of rows[M, P]
@@ -92,7 +99,7 @@ PRODUCTS = r"""
         for (int m = 0; m < M; ++m) {
             V sum = V(0.0f);
             for (int q = 0; q < Q; ++q) sum += at(rows, m, q);
-            to[m] += total(sum);
+            to[m] += sum_of(sum);
         }
     };
 """.replace("BLOCK", str(BLOCK))
