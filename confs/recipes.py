@@ -1,10 +1,13 @@
 """Defaults that depend on the method, the masks and the device. Each is a layer below what the user gave."""
 
+# of a training step on a CUDA device, where neither a file nor the command line says otherwise; a CPU takes those of the schema
+CUDA_SAMPLES = "trainer.target_samples=262144"
+
 # --preset: minutes on a CPU (two cores were measured), steps on CUDA
 PRESETS = {
     name: {
         "cpu": [f"trainer.max_minutes={minutes}", "trainer.max_steps=1000000"],
-        "cuda": [f"trainer.max_steps={steps}", "trainer.max_minutes=null", "trainer.target_samples=262144"],
+        "cuda": [f"trainer.max_steps={steps}", "trainer.max_minutes=null", CUDA_SAMPLES],
     }
     for name, minutes, steps in (("fast", 3, 10000), ("balanced", 10, 20000), ("best", 60, 100000))
 }

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from confs.load import load_config, to_yaml
-from confs.recipes import PRESETS
+from confs.load import load_config, loaded, to_yaml
+from confs.recipes import CUDA_SAMPLES, PRESETS
 from confs.schema import Config
 from models.material import MaterialModel
 from process_data.load import load_scene, recognise
@@ -67,6 +67,8 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
             overrides = [f"model.mesh={whole / 'shape'}", *overrides]
     if preset:
         overrides = [*preset_words(preset, load_config(config, overrides, saved)), *overrides]
+    elif not saved:
+        overrides = [*device_words(config, overrides), *overrides]
     cfg = load_config(config, overrides, saved)
     fixed = list(overrides)
     if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout
@@ -80,6 +82,13 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
 def preset_words(preset: str, cfg: Config) -> list[str]:
     """The overrides of a preset on the config's device."""
     return PRESETS[preset][pick_device(cfg.trainer.device).type]
+
+
+def device_words(config: str | None, overrides: list[str]) -> list[str]:
+    """The overrides that suit the device of a new run and that neither the file nor the command line decides."""
+    cfg, said = loaded(config, overrides)
+    key = CUDA_SAMPLES.partition("=")[0]
+    return [CUDA_SAMPLES] if key not in said and pick_device(cfg.trainer.device).type == "cuda" else []
 
 
 def left_behind(config: str | None, overrides: list[str]) -> str | None:

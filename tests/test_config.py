@@ -188,6 +188,18 @@ def test_a_preset_is_that_of_the_device_the_run_is_on(tmp_path, monkeypatch):
     assert (on_card.max_minutes, on_card.max_steps, on_card.target_samples) == (None, 10000, 262144)
 
 
+def test_a_card_takes_larger_steps_unless_something_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "pick_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    (tmp_path / "mine.yaml").write_text(f"base: {Path('confs/demo.yaml').resolve()}\ntrainer: {{target_samples: 5000}}\n")
+
+    def samples(config, *words):
+        return commands.prepare(str(config), None, ["dataset.name=dtu", *words]).cfg.trainer.target_samples
+
+    assert samples("confs/demo.yaml") == 262144 and samples("confs/demo.yaml", "trainer.device=cpu") == 16384
+    assert samples(tmp_path / "mine.yaml") == 5000 and samples("confs/demo.yaml", "trainer.target_samples=7000") == 7000
+    assert samples("confs/nerf-dtu.yaml") == 32768  # its own
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.slow
 def test_the_recipes_of_the_benchmark_load(name):
