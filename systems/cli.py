@@ -12,6 +12,10 @@ from utils.errors import UserError, suggestion
 PORT = 8080  # of --view
 CONFS = Path(__file__).parent.parent / "confs"  # wherever the program is called from
 
+ABOUT = """Photographs of an object go in; a coloured mesh, a video and metrics on held-out views come out.
+
+Start with: python run.py --photos DIR --train"""
+
 EXAMPLES = f"""examples:
   python run.py --config confs/dtu.yaml --train dataset.root_dir=inputs/scan65 trainer.max_minutes=10
   python run.py --config confs/dtu.yaml --train --preset balanced dataset.root_dir=inputs/scan65
@@ -36,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     shape = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog="run.py", description=__doc__, epilog=EXAMPLES, formatter_class=shape, allow_abbrev=False)
+    p = Parser(prog="run.py", description=ABOUT, epilog=EXAMPLES, formatter_class=shape, allow_abbrev=False)
     p.add_argument("--config", metavar="YAML", help="what to build; by default NeuS, on the layout that dataset.root_dir turns out to have")
     p.add_argument("--train", action="store_true", help="train, then test and mesh unless trainer.finish=false")
     p.add_argument("--test", action="store_true", help="metrics on held-out views, pictures, video (with --resume)")

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default smoothstep --seeds 1 2 3 --minutes 3
     python -m tests.benchmarks.recipes --scenes inputs/demo --recipes default pass-encoding --steps 2000
-    python -m tests.benchmarks.recipes --scenes data/bunny --recipes default --judge "python judge.py {mesh} {truth} --scene {scene}"
+    python -m tests.benchmarks.recipes --scenes inputs/bunny --recipes default --judge "python judge.py {mesh} {truth} --scene {scene}"
 
 A recipe is a line of RECIPES, or given as NAME:key=value,key=value. --steps instead of --minutes compares at equal steps, which a
 busy machine does not disturb (the column of minutes then shows what each took). Each cell of the table is one run of run.py in
