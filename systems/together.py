@@ -75,7 +75,7 @@ class Together:
         if self.ranks.alone:
             return
         self.ranks.check_same([t.clock.step, t.n_rays], "the step they go on from")
-        t.clock.agreed = self.ranks.from_first([t.clock.seconds])[0]
+        t.clock.agreed, t.clock.before = self.ranks.from_first([t.clock.seconds, t.clock.before])
         self.ranks.copy_first(list(t.system.model.state_dict().values()))
         distractors = t.system.model.distractors
         if distractors is not None and not self.ranks.first:  # a checkpoint holds those of the first process, which add up once

@@ -34,15 +34,20 @@ LOOK = 16  # steps between looks at what a CUDA device left out; the sampler's r
 
 @dataclass
 class Clock:
-    """Where a run stands: steps done and seconds spent on training steps alone."""
+    """Where a run stands: steps done and seconds of training: of its steps, and of finding a first surface before them."""
 
     step: int = 0
     seconds: float = 0.0
+    before: float = 0.0  # of these, the seconds before the first step: schedules begin after them
     agreed: float | None = None  # of several processes: the seconds of the first, as all know them
 
     def progress(self, cfg: Config) -> float:
-        minutes, seconds = cfg.trainer.max_minutes, self.seconds if self.agreed is None else self.agreed
-        return min(1.0, max(self.step / cfg.trainer.max_steps, seconds / (60 * minutes) if minutes else 0.0))
+        """0 at the first step, 1 at the end of the run. At least half of trainer.max_minutes is left for the steps."""
+        by_steps, minutes = self.step / cfg.trainer.max_steps, cfg.trainer.max_minutes
+        if not minutes:
+            return min(1.0, by_steps)
+        seconds = (self.seconds if self.agreed is None else self.agreed) - self.before
+        return min(1.0, max(by_steps, seconds / max(60 * minutes - self.before, 30 * minutes)))
 
 
 class Trainer:
@@ -82,7 +87,7 @@ class Trainer:
         if self.clock.step == 0 and not self.clock.seconds:
             began = time.perf_counter()
             self.system.begin(self.scene)
-            self.clock.seconds = self.spent + time.perf_counter() - began
+            self.clock.seconds = self.clock.before = self.spent + time.perf_counter() - began
         with handled(self._stop), self._bar() as self.bar, self.together.guarded():
             self.together.align()
             while self.progress < 1 and not self.stop_signal:
@@ -283,7 +288,7 @@ class Trainer:
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "version": checkpoint.VERSION, "commit": commit(), "config": to_yaml(self.cfg), "step": self.clock.step, "trained_seconds": self.clock.seconds,
-            "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "seconds_before": self.clock.before, "n_rays": self.n_rays, "skipped": self.skipped, "model": self.system.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.amp else {}, "rng": rng, "average": self.average.state(),
         }  # fmt: skip
 
@@ -302,7 +307,9 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.amp and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-            self.clock = Clock(checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path))
+            self.clock = Clock(
+                checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path), before=checkpoint.seconds_before(state, path)
+            )
             self.n_rays, self.skipped = (
                 min(max(checkpoint.whole(state, "n_rays"), 1), self.cfg.trainer.max_rays),
                 checkpoint.whole(state, "skipped"),

@@ -16,7 +16,12 @@ from utils.image import check_complete
 from utils.mesh import load_mesh
 
 LOADING = 4_000_000  # calls of functions before the training begins, about
-ASIDE = ("trained_seconds", "config", "commit")  # of a checkpoint: how long it took; where it was written; what others check out meanwhile
+ASIDE = (
+    "trained_seconds",
+    "seconds_before",
+    "config",
+    "commit",
+)  # of a checkpoint: how long it took; where it was written; what others check out meanwhile
 SAME = ("mesh/mesh.ply", "mesh/mesh.obj", "mesh/confidence.json", "mesh/mesh.png", "test/*.png", "test/metrics.json")
 
 

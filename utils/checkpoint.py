@@ -107,12 +107,20 @@ def whole(state: dict, key: str) -> int:
     return value
 
 
+def _seconds(value: object, key: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
+        raise UserError(f"{path} is damaged ({key} is {str(value)[:40]!r}); take an older checkpoint")
+    return float(value)
+
+
 def seconds_trained(state: dict, path: Path) -> float:
     """The seconds of training. Raises UserError."""
-    value = state.get("trained_seconds")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e12:
-        raise UserError(f"{path} is damaged (trained_seconds is {str(value)[:40]!r}); take an older checkpoint")
-    return float(value)
+    return _seconds(state.get("trained_seconds"), "trained_seconds", path)
+
+
+def seconds_before(state: dict, path: Path) -> float:
+    """Those of them before the first step; 0 where an older version did not say. Raises UserError."""
+    return _seconds(state.get("seconds_before", 0.0), "seconds_before", path)
 
 
 def load_weights(module: torch.nn.Module, state: dict, path: Path) -> None:

@@ -12,7 +12,7 @@ from utils.checkpoint import VERSION, load_checkpoint
 from utils.errors import UserError
 from utils.log import commit
 
-ASIDE = ("trained_seconds", "config")  # how long it took; where it was written
+ASIDE = ("trained_seconds", "seconds_before", "config")  # how long it took; where it was written
 
 
 def compared(a, b):

@@ -19,7 +19,7 @@ from systems.base import picture_background
 from systems.build import build_system
 from systems.neus import InvSWatch
 from systems.optim import rate
-from systems.trainer import Trainer
+from systems.trainer import Clock, Trainer
 from systems.validate import truth_of
 from tests.scenes import AXES
 from utils.checkpoint import load_checkpoint
@@ -117,6 +117,26 @@ def test_a_run_with_a_time_budget_resumes_on_its_clock(tiny_scene, tmp_path):
     assert second.progress == pytest.approx(first.progress)
     assert second.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * rate(cfg.optim, first.progress))
     assert second.train() and second.clock.seconds == pytest.approx(3, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "before", "progress"), [(45, 0, 0.75), (30, 30, 0), (45, 30, 0.5), (75, 75, 0), (90, 75, 0.5), (105, 75, 1)]
+)
+def test_progress_begins_when_a_first_surface_is_found_and_leaves_half_of_the_time(seconds, before, progress, tiny_scene, tmp_path):
+    cfg = config(tiny_scene, tmp_path, "trainer.max_minutes=1")
+    assert Clock(0, seconds, before=before).progress(cfg) == pytest.approx(progress)
+
+
+def test_a_sweep_longer_than_the_run_leaves_time_for_steps(tiny_scene, tmp_path):
+    """Regression: the run ended with 0 steps and a mesh of the first weights."""
+    cfg = config(tiny_scene, tmp_path, "trainer.max_minutes=0.02", "trainer.max_steps=100000")
+    t = trainer(cfg, tmp_path / "run")
+    t.spent, seen, real = 5.0, [], t.system.before_step
+    t.system.before_step = lambda step, progress: seen.append(progress) or real(step, progress)
+    assert t.train() and seen[0] == 0 and len(seen) > 2
+    again = trainer(cfg, tmp_path / "run")
+    again.load(load_checkpoint(tmp_path / "run"), tmp_path / "run/ckpt/last.pt")
+    assert again.clock.before == t.clock.before >= 5 and again.progress == 1
 
 
 @pytest.mark.parametrize(("colour", "value"), [("white", 1.0), ("black", 0.0)])

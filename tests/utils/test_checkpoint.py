@@ -7,7 +7,17 @@ import zipfile
 import pytest
 import torch
 
-from utils.checkpoint import FORMAT, VERSION, load_checkpoint, load_weights, resolve, save_checkpoint, seconds_trained, whole
+from utils.checkpoint import (
+    FORMAT,
+    VERSION,
+    load_checkpoint,
+    load_weights,
+    resolve,
+    save_checkpoint,
+    seconds_before,
+    seconds_trained,
+    whole,
+)
 from utils.errors import UserError
 
 STATE = {"config": "a: 1", "model": {"w": torch.arange(3.0)}, "step": 4}
@@ -165,3 +175,6 @@ def test_seconds(value, tmp_path):
     assert seconds_trained({"trained_seconds": 3}, tmp_path) == 3.0
     with pytest.raises(UserError, match="trained_seconds is"):
         seconds_trained({"trained_seconds": value}, tmp_path)
+    assert seconds_before({}, tmp_path) == 0 and seconds_before({"seconds_before": 2}, tmp_path) == 2.0
+    with pytest.raises(UserError, match="seconds_before is"):
+        seconds_before({"seconds_before": value}, tmp_path)
