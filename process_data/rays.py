@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.rays import Cameras, RayBatch, Rays, Scene, sphere_span
 
 N_POINTS = 512  # points on the surface, and as many of free space, that come with a batch
+CUBE, MANY = 0.03, 8  # radii of a side, and points in it: in cubes of so many or more a point is drawn the less often the more there are
 Drawn = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # pixels, points, colours, masks: see `RayDataset.drawn`
 
 
@@ -56,6 +57,14 @@ def _photographs_on(stack: Tensor, device: torch.device | str) -> Tensor:
         ) from None
 
 
+def _chances(points: Tensor, radius: float) -> Tensor:
+    """[P] float64, running sums of the chances to be drawn of points [P, 3] on a surface: a cube has one chance for all its points where
+    they are many, and where they are few, which are more often wrong, its share of one."""
+    cube = torch.floor((points + radius) / (CUBE * radius)).long()
+    _, of, count = torch.unique((cube[:, 0] << 40) + (cube[:, 1] << 20) + cube[:, 2], return_inverse=True, return_counts=True)
+    return (1 / count.clamp(min=MANY).double())[of].cumsum(0)
+
+
 class RayDataset(Dataset):
     """Batches of random pixels of the training views. Item (step, n_rays) -> RayBatch; holds no state between items.
 
@@ -78,6 +87,7 @@ class RayDataset(Dataset):
         self.masks = None if scene.masks is None else _photographs_on(scene.masks, on).reshape(-1)
         self.points = None if scene.points is None or not len(scene.points) else scene.points.to(device)
         self.n_surface = 0 if self.points is None else len(self.points)
+        self.chances = None if self.points is None else _chances(self.points.cpu(), radius)
         if self.points is not None and scene.free is not None and len(scene.free):
             self.points = torch.cat([self.points, scene.free.to(self.points)])
         self.train = torch.tensor(scene.train, dtype=torch.int64, device=device)
@@ -100,11 +110,16 @@ class RayDataset(Dataset):
         return torch.randint(high, (world * n,), generator=generator)[rank * n : (rank + 1) * n]
 
     def draw_points(self, step: int) -> Tensor | None:
-        """[N_POINTS] int64, of the scene's points, with replacement, and as many of free space; None where it has none."""
-        if self.points is None:
+        """[N_POINTS] int64, of the scene's points, with replacement, and as many of free space; None where it has none.
+
+        Of the surface's points about as many are drawn from each part of it, however densely they lie there.
+        """
+        if self.points is None or self.chances is None:
             return None
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step))
-        surface, n_free = self._part(self.n_surface, N_POINTS, generator), len(self.points) - self.n_surface
+        generator, (rank, world) = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step)), self.share
+        at = torch.rand(world * N_POINTS, generator=generator, dtype=torch.float64)[rank * N_POINTS : (rank + 1) * N_POINTS]
+        surface = torch.searchsorted(self.chances, at * self.chances[-1], right=True).clamp(max=self.n_surface - 1)
+        n_free = len(self.points) - self.n_surface
         return torch.cat([surface, self.n_surface + self._part(n_free, N_POINTS, generator)]) if n_free else surface
 
     def __getitem__(self, item: tuple[int, int]) -> RayBatch:
