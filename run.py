@@ -56,7 +56,7 @@ def command(words: list[str] | None) -> int:
         if args.train and (args.config or args.resume):
             from systems import stages
 
-            if stages.staged(args.config, args.resume):
+            if stages.staged(args.config, args.resume, args.overrides):
                 return stages.run(args.config, args.resume, args.overrides, args.preset, not args.no_video, args.view_port)
         job = run.prepare(args.config, args.resume, args.overrides, args.preset)
         return run.execute(job, args.train, args.test, args.mesh, film=not args.no_video, view=args.view_port)

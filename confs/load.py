@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import typing
@@ -158,12 +159,19 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, DictCo
     return [*below, (str(path), node)]
 
 
+def _plain(word: str) -> str:
+    """The override with its value in quotes where YAML would take a part of a file's name for a comment or a key: `a #2`, `a: b`."""
+    key, _, value = word.partition("=")
+    name = value[:1] not in ("[", "{", '"', "'") and (" #" in value or ": " in value or value.endswith(":"))
+    return f"{key}={json.dumps(value)}" if name else word
+
+
 def overrides_node(words: list[str]) -> DictConfig:
     for word in words:
         if "=" not in word:
             raise UserError(f"'{word}' is no override; expected key=value, for example trainer.max_steps=1000")
     try:
-        return OmegaConf.from_dotlist(words)
+        return OmegaConf.from_dotlist([_plain(word) for word in words])
     except (ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:  # ValueError: a number of 5000 digits
         raise UserError(f"overrides cannot be read: {_reason(error)}") from None
 

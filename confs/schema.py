@@ -42,8 +42,10 @@ class DatasetConfig:
     masks: bool = True  # read masks when the folder has them
     triangulate: bool = True  # a scene with neither points nor masks: triangulate points (pycolmap), kept in its points.ply
     clean_edges: bool = True  # training: replace the mixed pixels just inside a mask's edge by the object's colour nearby
-    on_disk: bool = False  # for a scene larger than memory: its pixels are kept in temporary files (in TMPDIR, of a byte per pixel and
-    # channel), not in memory, and on the host, not on the card; the results are the same. Wants a fast disk (SSD): pixels are drawn at random
+    # for a scene larger than memory: its pixels are kept in temporary files (in TMPDIR, of a byte per pixel and channel), not in memory, and
+    # on the host, not on the card (but for grey levels, a byte per pixel, where loss.patches is on); the results are the same. Wants a fast
+    # disk (SSD): pixels are drawn at random
+    on_disk: bool = False
     hold_every: int = 8  # view i is held out of training when i % hold_every == 0; 0 trains on all
     cameras: Optional[str] = None  # camera file of the photographs; null: cameras_sphere.npz, then cameras.npz
     object_cameras: Optional[str] = None  # file whose scale_mat_0 gives the region of interest; null: the same
@@ -156,7 +158,9 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainerConfig:
     max_steps: int = 20000
-    max_minutes: Optional[float] = None  # of training (loading, validation and saving not counted); whichever comes first
+    # of training, with the plane sweep but for what it takes beyond half of them (loading, validation and saving are not counted);
+    # whichever comes first
+    max_minutes: Optional[float] = None
     n_rays: int = 256  # rays of the first steps
     max_rays: int = 8192
     target_samples: int = 16384  # the number of rays follows so that a step has about this many samples; on CUDA 262144 unless it is set

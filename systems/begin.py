@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from confs.schema import Config
 from systems.plane_sweep import swept
 from systems.start import oriented_points
+from utils.errors import UserError
 from utils.log import RunFolder
 from utils.rays import Scene
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from systems.run import Job
 
 log = logging.getLogger("neus")
+OTHERWISE = "leave out model.start for the best start that there is, or set model.start=sphere"
 
 
 def fit_to_scene(job: "Job", scene: Scene, start: str | None = None) -> Config:
@@ -30,7 +32,10 @@ def fit_to_scene(job: "Job", scene: Scene, start: str | None = None) -> Config:
 
 
 def with_surface(job: "Job", scene: Scene, run: RunFolder, writes: bool, train: bool = True) -> tuple[Scene, Config]:
-    """The scene with the points of a plane sweep where the config wants them, and the config with the best start that there is."""
+    """The scene with the points of a plane sweep where the config wants them, and the config with the best start that there is.
+
+    Raises UserError where model.start asks for points that there are not: its settings are of a surface that is known.
+    """
     radius = job.cfg.model.radius
     if job.state:
         again = getattr(job.cfg.model, "start", "") == "sweep"
@@ -43,4 +48,8 @@ def with_surface(job: "Job", scene: Scene, run: RunFolder, writes: bool, train: 
     if kind == "sweep" or (kind == "auto" and cfg.model.background == "learned" and cfg.model.name == "neus" and not points):
         found = swept(scene, radius, run, writes)
     start = "sweep" if found is not None else "points" if points else "sphere"
+    if kind == "sweep" and found is None:
+        raise UserError(f"model.start=sweep, but the photographs agree on too few points (they need texture and overlap); {OTHERWISE}")
+    if kind == "points" and not points:
+        raise UserError(f"model.start=points, but the sphere holds too few points, or it is unknown which views see them; {OTHERWISE}")
     return found or scene, fit_to_scene(job, scene, start)

@@ -117,6 +117,11 @@ class Ranks:
         """The numbers of the first process (exact up to 2^53). Raises Lost."""
         return self.sums([n if self.first else 0.0 for n in numbers])
 
+    def name_from_first(self, name: str) -> str:
+        """The file name of the first process, at most 255 bytes. Raises Lost."""
+        sent = self.from_first([float(byte) for byte in os.fsencode(name)[:255].ljust(255, b"\0")])
+        return os.fsdecode(bytes(int(byte) for byte in sent).rstrip(b"\0"))
+
     def in_turn(self, work: Callable[[], T]) -> T:
         """The first process works before the others do, which then find the files that it left."""
         if self.first:

@@ -31,7 +31,8 @@ class _Bilinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grey: Tensor, start: Tensor, uv: Tensor, width: int) -> Tensor:
         low = uv.floor()
-        at = start + (low[:, 1] * width + low[:, 0]).long()
+        cell = low.long()  # before the row is multiplied: a float32 counts to 2^24 pixels only
+        at = start + cell[:, 1] * width + cell[:, 0]
         a, b, c, d = (grey.index_select(0, at + k).to(uv.dtype) / 255 for k in (0, 1, width, width + 1))
         x, y = (uv - low).unbind(-1)
         top, bottom = a + x * (b - a), c + x * (d - c)
@@ -140,7 +141,8 @@ class Patches:
         xy = torch.where(valid[:, :, None, None], xy, 0).transpose(2, 3).reshape(-1, 2)
         start = (flat * (self.height * self.width)).view(r, s, 1).expand(r, s, self.offsets.shape[1]).reshape(-1)
         if self.stack is not None:
-            corner = start + (xy.detach()[:, 1].floor() * self.width + xy.detach()[:, 0].floor()).long()
+            cell = xy.detach().long()
+            corner = start + cell[:, 1] * self.width + cell[:, 0]
             self.stack.expect(torch.stack([corner, corner + self.width + 1]).numpy())
         other = _Bilinear.apply(self.grey, start, xy, self.width).view(r, s, -1)  # type: ignore[no-untyped-call]
         a, b = mine[0] - mine[0].mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from utils.rays import Cameras, Scene
 
 log = logging.getLogger("neus")
 FILE, MOST_BYTES = "points.npz", 1 << 28  # in a run folder
+FLOATS = np.float32, np.float64
 THREADS = 4  # at most; each takes about 300 MB
 VIEWS = 100  # photographs that are swept; of more, as many at even steps
 PIXELS = 120_000  # of a depth map, at most
@@ -165,10 +167,10 @@ def _read(path: Path, what: str, n_views: int) -> Cloud | None:
             return None
         with np.load(data, allow_pickle=False) as file:
             cloud, of = Cloud(file["points"], file["tracks"], file["free"]), str(file["signature"])
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
-        return None
-    places = all(x.ndim == 2 and x.shape[1] == 3 and x.dtype.kind == "f" and np.isfinite(x).all() for x in (cloud.points, cloud.free))
-    pairs = cloud.tracks.ndim == 2 and cloud.tracks.shape[1:] == (2,) and cloud.tracks.dtype.kind == "i"
+        places = all(x.ndim == 2 and x.shape[1] == 3 and x.dtype in FLOATS and np.isfinite(x).all() for x in (cloud.points, cloud.free))
+        pairs = cloud.tracks.ndim == 2 and cloud.tracks.shape[1:] == (2,) and cloud.tracks.dtype == np.int64
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, RuntimeError, AttributeError, TypeError):
+        return None  # RuntimeError: flags of the archive that ask for what zipfile cannot do, or for a password
     inside = pairs and ((cloud.tracks >= 0) & (cloud.tracks < (len(cloud.points), n_views))).all()
     return cloud if of == what and places and inside else None
 
@@ -191,13 +193,13 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
         sources = [int(j) for j, ok in zip(chosen[i, :SOURCES], serve[i]) if ok]
         return depth_map(photos, K, c2w, i, sources, radius) if len(sources) >= BEST else np.zeros((h, w), np.float32)
 
-    maps = torch.zeros(len(scene.names), h, w)
+    maps = torch.zeros(len(train), h, w)  # in the order of `train`
     with ThreadPoolExecutor(max(1, min(THREADS, os.cpu_count() or 1))) as pool:
-        for i, found in zip(train, tqdm(pool.map(one, train), desc="plane sweep", total=len(train), unit="view", leave=False)):
-            maps[i] = torch.from_numpy(found)
+        for k, found in enumerate(tqdm(pool.map(one, train), desc="plane sweep", total=len(train), unit="view", leave=False)):
+            maps[k] = torch.from_numpy(found)
     least = torch.full(maps.shape, AGREE[1], dtype=torch.uint8)
-    for i in train:
-        least[i][torch.from_numpy(_textured(_grey(photos[i]), WINDOW))] = AGREE[0]
+    for k, i in enumerate(train):
+        least[k][torch.from_numpy(_textured(_grey(photos[i]), WINDOW))] = AGREE[0]
     points, tracks = _fused(maps, least, small, train, chosen.tolist(), radius)
     if not len(points):
         return None
@@ -217,25 +219,25 @@ def sweep(scene: Scene, radius: float) -> Cloud | None:
 def _fused(
     maps: Tensor, least: Tensor, cameras: Cameras, train: list[int], sources: list[list[int]], radius: float
 ) -> tuple[Tensor, Tensor]:
-    """(points [P, 3], views [P]) of the depths of maps [N, h, w] that at least `least` [N, h, w] other maps have too."""
+    """(points [P, 3], views [P]) of the depths of maps [T, h, w] of views `train` that at least `least` [T, h, w] other maps have too."""
     _, h, w = maps.shape
-    found, views = [], []
-    for i in train:
-        v, u = torch.nonzero(maps[i] > 0, as_tuple=True)
-        z = maps[i][v, u]
+    found, views, number = [], [], {i: k for k, i in enumerate(train)}
+    for i, depth, enough in zip(train, maps, least):
+        v, u = torch.nonzero(depth > 0, as_tuple=True)
+        z = depth[v, u]
         pixel = torch.stack([u, v, torch.ones_like(u)]).float()
         x = (cameras.c2w[i, :, :3] @ torch.linalg.inv(cameras.K[i]) @ pixel * z).T + cameras.c2w[i, :, 3]
         votes = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         total, weight = x.clone(), torch.ones(len(x), 1, device=x.device)
         for j in sources[i]:
-            if j == i or j not in train:
+            if j == i or j not in number:
                 continue
             local = (x - cameras.c2w[j, :, 3]) @ cameras.c2w[j, :, :3]
             p = local @ cameras.K[j].T
             uv = (p[:, :2] / p[:, 2:].clamp(min=1e-6)).round().long()
             inside = (p[:, 2] > 1e-3) & (uv[:, 0] >= 0) & (uv[:, 0] < w) & (uv[:, 1] >= 0) & (uv[:, 1] < h)
             at = torch.where(inside[:, None], uv, 0)
-            other = maps[j][at[:, 1], at[:, 0]]
+            other = maps[number[j]][at[:, 1], at[:, 0]]
             same = inside & (other > 0) & ((other - local[:, 2]).abs() < WITHIN * radius)
             votes += same
             moved = torch.cat([local[:, :2] * (other / local[:, 2].clamp(min=1e-6))[:, None], other[:, None]], 1)
@@ -243,7 +245,7 @@ def _fused(
             total += torch.where(same[:, None], there, 0)
             weight += same[:, None]
         mean = total / weight
-        keep = (votes >= least[i][v, u]) & (mean.norm(dim=1) < radius)
+        keep = (votes >= enough[v, u]) & (mean.norm(dim=1) < radius)
         found.append(mean[keep])
         views.append(torch.full((int(keep.sum()),), i, device=x.device))
     return torch.cat(found), torch.cat(views)

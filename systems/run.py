@@ -223,6 +223,9 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
     threads = setup_threads(ranks.threads(cfg.trainer.threads))
     device = ranks.device(cfg.trainer.device) if train else pick_device(cfg.trainer.device)
     run = run_folder(cfg, path, ranks.first, job.folder)
+    if train and not ranks.alone:  # a name by the time of day differs between them
+        name = ranks.name_from_first(run.root.name)
+        run = run if ranks.first else NoFolder(run.root.parent / name)
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)

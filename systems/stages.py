@@ -7,10 +7,14 @@ finished stage took: `--train --resume RUN` passes these over, and goes on from 
 import json
 import logging
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from confs.load import load_config
 from confs.stages import Staged, read_stages
@@ -51,10 +55,18 @@ class Facts:
         return found
 
 
-def staged(config: str | None, resume: str | None) -> bool:
+def _expanded(word: str) -> str:
+    """An override with the environment's values in it: a run that goes on does not ask for them again."""
+    try:
+        return re.sub(r"\$\{oc\.env:[^{}]*\}", lambda part: str(OmegaConf.create({"value": part[0]}).value), word)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{word.partition('=')[0]}: {str(error).splitlines()[0]}") from None
+
+
+def staged(config: str | None, resume: str | None, overrides: Sequence[str] = ()) -> bool:
     """Whether `--train` with this config, or in this folder, is a run of stages. Raises UserError where it is and both are given."""
     again = resume is not None and (Path(resume) / STAGES_FILE).is_file()
-    new = config is not None and read_stages(config) is not None
+    new = config is not None and read_stages(config, [word for word in overrides if word.startswith("stages.")]) is not None
     if resume is not None and (new or (again and config)):
         raise UserError("a run of stages goes on with --train --resume and its folder, without --config")
     return again or new
@@ -68,7 +80,7 @@ def run(
     known = Facts.read(Path(resume) / STAGES_FILE) if resume else Facts(str(Path(str(config)).resolve()), [])
     if preset:
         overrides = [*preset_words(preset, load_config(known.config, [*known.words, *overrides])), *overrides]
-    known.words += overrides
+    known.words += [_expanded(word) for word in overrides]
     plan = read_stages(known.config, known.words)
     if plan is None:
         raise UserError(f"{known.config} has no stages any more; go on with a stage by itself: --train --resume {resume}/shape")

@@ -188,6 +188,13 @@ def test_a_preset_is_that_of_the_device_the_run_is_on(tmp_path, monkeypatch):
     assert (on_card.max_minutes, on_card.max_steps, on_card.target_samples) == (None, 10000, 262144)
 
 
+@pytest.mark.parametrize("name", ["cup #2", "out: a/b", "cup:", "a b", "#1", "7", "[1] cup #3"])
+def test_names_of_folders_are_not_read_as_comments_or_keys(name):
+    """Regression: `inputs/cup #2` was read as `inputs/cup`."""
+    assert load_config(None, [f"dataset.root_dir=inputs/{name}"]).dataset.root_dir == f"inputs/{name}"
+    assert load_config(None, ["loss.points=[1, 2, 0, 1]"]).loss.points == [1, 2, 0, 1]
+
+
 def test_a_card_takes_larger_steps_unless_something_says_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "pick_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
     (tmp_path / "mine.yaml").write_text(f"base: {Path('confs/demo.yaml').resolve()}\ntrainer: {{target_samples: 5000}}\n")

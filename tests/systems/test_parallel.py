@@ -52,6 +52,14 @@ def test_the_batches_of_the_processes_are_parts_of_one(tiny_scene, tmp_path, mon
     assert torch.equal(torch.cat([part.rays.dirs for part in parts]), whole.rays.dirs)
 
 
+def test_all_processes_take_the_folder_of_the_first(monkeypatch):
+    """Regression: without trainer.trial_name each had a folder of its own, and swept the scene again."""
+    sent = []
+    monkeypatch.setattr(Ranks, "sums", lambda self, numbers: sent.append(numbers) or [sum(n) for n in zip(*sent)])
+    first, second = (Ranks(rank=rank, world=2, local=rank, local_world=2) for rank in (0, 1))
+    assert first.name_from_first("20261127-é") == "20261127-é" == second.name_from_first("20261127-é-2")
+
+
 def test_draws_are_parts_of_one_and_alone_they_are_torchs():
     cpu = torch.device("cpu")
     torch.manual_seed(3)

@@ -18,12 +18,13 @@ from systems import begin, plane_sweep
 from systems.build import build_system
 from systems.free_space import CELLS, CROSSED, centres, free_cells, numbers
 from systems.losses import free
-from systems.patches import Patches, source_views
+from systems.patches import Patches, _Bilinear, source_views
 from systems.run import Job
 from systems.trainer import Trainer
 from tests.scenes import ring_cameras
 from tests.systems.test_train import tiny_words
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.image import write_png
 from utils.log import RunFolder
 from utils.rays import Cameras, FieldOutput, Render, Scene
@@ -155,6 +156,15 @@ def test_points_of_a_cell_are_averaged_and_strays_before_the_surface_go():
     assert len(cloud.free) and cloud.free[:, 2].min() > -1 / CELLS
 
 
+def test_pixels_of_a_large_photograph_are_the_right_ones():
+    """Regression: numbers of pixels beyond 2^24 were rounded to even ones."""
+    width, height = 4001, 4300
+    columns = (torch.arange(width) % 2 * 255).to(torch.uint8).expand(height, width).reshape(-1)
+    uv = torch.tensor([[u + 0.25, v + 0.0] for v in (10, 4290) for u in (100, 101, 102, 3001)])
+    got = _Bilinear.apply(torch.cat([columns, columns[:width]]), torch.zeros(len(uv), dtype=torch.int64), uv, width)
+    assert torch.allclose(got, torch.tensor([0.25, 0.75, 0.25, 0.75]).repeat(2))
+
+
 def test_too_little_is_found_without_texture(tmp_path):
     assert plane_sweep.swept(ball_scene(12, texture=False), 1.0, RunFolder(tmp_path)) is None
 
@@ -172,8 +182,12 @@ def test_a_sweep_is_kept_in_the_run_folder(scene, tmp_path, monkeypatch):
     monkeypatch.setattr(plane_sweep, "sweep", lambda *a: calls.append(a))
     assert plane_sweep.swept(scene, 0.9, run, anew=False) is None and not calls
     assert plane_sweep.swept(scene, 0.9, run) is None and calls  # another sphere: not these points
-    (tmp_path / "run/points.npz").write_bytes(b"PK\x03\x04 not an archive")
-    assert plane_sweep.swept(scene, 1.0, run) is None and len(calls) == 2
+    whole = (tmp_path / "run/points.npz").read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the archive's directory
+    spoilt = [whole[:at] + bytes([value]) + whole[at + 1 :] for at, value in ((entry + 10, 99), (entry + 8, 1), (entry + 6, 255))]
+    for n, data in enumerate([b"PK\x03\x04 not an archive", *spoilt]):  # a method, a password and a version that zipfile does not know
+        (tmp_path / "run/points.npz").write_bytes(data)
+        assert plane_sweep.swept(scene, 1.0, run) is None and len(calls) == 2 + n
 
 
 @pytest.mark.slow
@@ -245,6 +259,23 @@ def test_a_batch_brings_points_and_free_space(scene):
     assert alone.free is None and torch.equal(alone.points, batch.points)
 
 
+def test_points_are_drawn_evenly_over_the_surface(scene):
+    """Squares of side 0.3, dense, three times as dense, and sparse, whose points are often wrong."""
+    rng = torch.Generator().manual_seed(0)
+
+    def square(n, corner):
+        return torch.cat([torch.rand(n, 2, generator=rng) * 0.3 + torch.tensor(corner), torch.zeros(n, 1)], 1)
+
+    points = torch.cat([square(2000, (-0.6, -0.6)), square(6000, (0.3, 0.3)), square(100, (-0.6, 0.3))])
+    data = RayDataset(replace(scene, points=points), 1.0, seed=0)
+    drawn = torch.cat([data[(step, 16)].points for step in range(30)])
+    dense, denser, sparse = (int(((drawn[:, 0] > 0) == x).logical_and((drawn[:, 1] > 0) == y).sum()) for x, y in ((0, 0), (1, 1), (0, 1)))
+    assert dense + denser + sparse == len(drawn) and 0.9 < denser / dense < 1.1
+    assert 0.05 < sparse / dense < 0.2  # one chance of eight for a point alone in its cube
+    parts = [RayDataset(replace(scene, points=points), 1.0, seed=0, share=(k, 2)).draw_points(3) for k in (0, 1)]
+    assert len(parts[0]) == len(parts[1]) == data.draw_points(3).numel() and not torch.equal(*parts)
+
+
 # ------------------------------------------------------------------------------------------------ config
 @pytest.mark.parametrize(
     ("words", "points", "sweeps", "start"),
@@ -263,6 +294,15 @@ def test_which_scenes_are_swept(words, points, sweeps, start, scene, tmp_path, m
     load = partial(load_config, None, ["model.background=learned", "dataset.apply_mask=false", *words])
     _, cfg = begin.with_surface(Job(load(), load), known if points else scene, RunFolder(tmp_path), True)
     assert bool(calls) == sweeps and cfg.model.start == start
+
+
+@pytest.mark.parametrize("start", ["sweep", "points"])
+def test_a_start_that_cannot_be_had_is_refused(start, scene, tmp_path, monkeypatch):
+    """Regression: a sphere was trained with the settings of a surface that is known."""
+    monkeypatch.setattr(begin, "swept", lambda *a: None)
+    load = partial(load_config, None, ["model.background=learned", "dataset.apply_mask=false", f"model.start={start}"])
+    with pytest.raises(UserError, match=f"model.start={start}, but .* leave out model.start"):
+        begin.with_surface(Job(load(), load), scene, RunFolder(tmp_path), True)
 
 
 def with_points(scene):
@@ -341,13 +381,13 @@ def test_another_exposure_leaves_the_depths_to_the_patterns():
 
 
 def test_pixels_that_need_more_votes_give_fewer_points(scene):
-    maps = torch.zeros(len(scene.names), SIDE, SIDE)
+    maps = torch.zeros(len(scene.train), SIDE, SIDE)
     v, u = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     uv = torch.stack([u, v], -1).reshape(-1, 2).float()
-    for i in scene.train:  # the true depths
+    for k, i in enumerate(scene.train):  # the true depths
         rays = make_rays(scene.cameras, torch.full((len(uv),), i), uv, BALL)
         along = rays.dirs @ scene.cameras.c2w[i, :, 2]
-        maps[i].view(-1)[:] = torch.where(rays.near < rays.far, rays.near * along, 0)
+        maps[k].view(-1)[:] = torch.where(rays.near < rays.far, rays.near * along, 0)
     chosen = source_views(scene.cameras.c2w, list(scene.train))[0].tolist()
     found = [
         len(plane_sweep._fused(maps, torch.full(maps.shape, n, dtype=torch.uint8), scene.cameras, list(scene.train), chosen, 1.0)[0])

@@ -105,6 +105,14 @@ def test_a_wrong_option_is_one_sentence_before_anything_is_run(word, message):
         read_stages(CONFIG, [word])
 
 
+def test_words_of_a_run_are_kept_with_the_values_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SCENES", "/there")
+    kept = stages._expanded("dataset.root_dir=${oc.env:SCENES}/a-${oc.env:ABSENT,b}-${name}")
+    assert kept == "dataset.root_dir=/there/a-b-${name}" and stages._expanded("seed=3") == "seed=3"
+    with pytest.raises(UserError, match="tag: .*'ABSENT' not found"):
+        stages._expanded("tag=${oc.env:ABSENT}")
+
+
 def test_what_does_not_go_with_stages(tmp_path):
     (tmp_path / "stages.json").write_text('{"config": "a", "words": 3}')
     with pytest.raises(UserError, match="without --config"):
@@ -117,6 +125,9 @@ def test_what_does_not_go_with_stages(tmp_path):
     (tmp_path / "stages.json").write_text('{"config": "a", "words": ["tag=${oc.env:HOME}"], "seconds": {}}')
     with pytest.raises(UserError, match="stages.json is damaged"):
         Facts.read(tmp_path / "stages.json")
+    (tmp_path / "half.yaml").write_text(f"stages: {{material: {ROOT / 'confs/nero-material.yaml'}}}\n")
+    shape = [f"stages.shape={ROOT / 'confs/nero-shape.yaml'}"]
+    assert stages.staged(str(tmp_path / "half.yaml"), None, ["seed=3", *shape])  # the other half is on the command line
     with pytest.raises(UserError, match="trains in stages, which a sweep does not"):
         read_benchmark(ROOT / "confs/nero.yaml")
 
