@@ -3,22 +3,26 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from confs.model import MaterialConfig
 from confs.schema import Config
 from models.pose import moved, rotation
 from process_data.rays import make_rays
 from systems.base import RaySystem, cut_out, picture_background
 from systems.validate import truth_of
-from utils.files import write_atomic
+from utils.errors import UserError
+from utils.files import read_file, write_atomic
 from utils.log import RunFolder
 from utils.rays import Rays, Scene
 
 log = logging.getLogger("neus")
+FILE = "cameras.json"  # in a run folder
 STEPS, RAYS = 120, 512  # of the fit of one held-out camera
 LR = (0.002, 0.0001)  # radians and radii a step, at the start and the end of the fit
 PROBE = 4096  # pixels of a view on which the fit is judged
@@ -147,4 +151,42 @@ def write_cameras(scene: Scene, run: RunFolder) -> None:
             {"file_path": name, "w": w, "h": h, "fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2] + 0.5, "cy": K[1, 2] + 0.5,
              "held_out": i in scene.test, "transform_matrix": pose.tolist()}
         )  # fmt: skip
-    write_atomic(run / "cameras.json", json.dumps({"frames": frames}, indent=1).encode())
+    write_atomic(run / FILE, json.dumps({"frames": frames}, indent=1).encode())
+
+
+def with_cameras_of(scene: Scene, folder: Path) -> Scene:
+    """The scene with the poses that `write_cameras` left in a run folder; the scene itself where that holds none of all its photographs.
+
+    Raises UserError for a damaged file.
+    """
+    path = folder / FILE
+    try:
+        poses = {frame["file_path"]: np.array(frame["transform_matrix"], float) for frame in json.loads(read_file(path))["frames"]}
+        if not set(scene.names) <= set(poses):
+            log.warning("%s is of other photographs: the cameras stay as they are given", path)
+            return scene
+        pose = np.stack([poses[name] for name in scene.names])
+        if pose.shape[1:] != (4, 4) or not np.isfinite(pose).all():
+            raise ValueError
+    except FileNotFoundError:
+        return scene
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged; remove it to take the cameras as they are given") from None
+    to_world = scene.to_world.numpy()
+    turn = to_world[:3, :3] / np.cbrt(np.linalg.det(to_world[:3, :3]))
+    eyes = np.linalg.solve(to_world[:3, :3], (pose[:, :3, 3] - to_world[:3, 3]).T).T
+    c2w = np.concatenate([turn.T @ pose[:, :3, :3] @ np.diag([1.0, -1.0, -1.0]), eyes[..., None]], 2)
+    log.info("cameras as refined in %s", folder)
+    return replace(scene, cameras=replace(scene.cameras, c2w=torch.from_numpy(c2w).to(scene.cameras.c2w)))
+
+
+def cameras_of_shape(scene: Scene, cfg: Config, run: RunFolder, new: bool, writes: bool) -> Scene:
+    """Where a material is trained on the mesh of a run that refined the cameras: the scene with these, which a new run keeps as its own."""
+    if not isinstance(cfg.model, MaterialConfig):
+        return scene
+    mesh = Path(cfg.model.mesh or "")
+    shape = mesh if mesh.is_dir() else mesh.parent.parent  # RUN/mesh/mesh.ply
+    found = with_cameras_of(scene, shape if new else run.root)
+    if new and writes and found is not scene:
+        write_cameras(found, run)
+    return found

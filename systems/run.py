@@ -23,7 +23,7 @@ from process_data.normalize import in_frame
 from process_data.preview import scene_picture
 from systems.begin import with_surface
 from systems.build import build_system, restore_system
-from systems.cameras import refined
+from systems.cameras import cameras_of_shape, refined
 from systems.finish import Wanted, finish
 from systems.parallel import NoFolder, Ranks, refuse, start
 from systems.placement import metres_per_unit, scale_from_distance
@@ -229,7 +229,7 @@ def execute(job: Job, train: bool, test: bool, mesh: bool, film: bool = True, vi
     log.info("run folder %s; device %s, %d CPU threads; seed %s; commit %s", run.root, device, threads, cfg.seed, commit()[:10])
     try:
         scene = ranks.in_turn(lambda: load_scene(cfg.dataset, cfg.model.radius)) if train else load_scene(cfg.dataset, cfg.model.radius)
-        scene = trained_frame(scene, run) if state else scene
+        scene = cameras_of_shape(trained_frame(scene, run) if state else scene, cfg, run, not state, ranks.first)
         if train:
             trainer = trainer_of(job, scene, run, device, ranks)
             scene, cfg = trainer.scene, trainer.cfg
@@ -309,7 +309,7 @@ def looked_at(resume: str, overrides: list[str], port: int) -> int:
     device = pick_device(cfg.trainer.device)
     run = run_folder(cfg, path)
     try:
-        scene = trained_frame(load_scene(cfg.dataset, cfg.model.radius), run)
+        scene = cameras_of_shape(trained_frame(load_scene(cfg.dataset, cfg.model.radius), run), cfg, run, False, False)
         system = restore_system(cfg, device, state, path, scene)
         system.prepare(scene)
         look(system, refined(system, scene), cfg, run, device, port)

@@ -12,11 +12,14 @@ import torch
 from confs.load import load_config
 from process_data.load import load_scene
 from systems.build import build_system, restore_system
-from systems.cameras import align_held_out, refined
+from systems.cameras import align_held_out, refined, with_cameras_of, write_cameras
 from systems.run import execute, prepare
 from systems.trainer import Trainer
+from tests.material_scenes import write_ellipsoid
+from tests.systems.test_family import ROOT, words
 from tests.systems.test_train import TINY, config, same, stop_at, weights
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.log import RunFolder
 
 ON = ["model.pose=true", "model.appearance=affine", "optim.pose_begin=0", "trainer.average=0"]
@@ -89,6 +92,51 @@ def test_the_cameras_of_a_run_are_written_and_read_as_a_scene(tiny_scene, tmp_pa
     np.testing.assert_allclose(found, expected, atol=1e-4)
     moved = np.abs(expected - (given.cameras.c2w[list(given.train), :, 3].numpy() @ to_world[0][:3, :3].T + to_world[0][:3, 3]))
     assert moved.max() > 1e-4  # the cameras as refined, not as given
+
+
+def nudged(scene):
+    """The scene with each camera turned and moved a little, in its own way."""
+    spin = torch.randn(len(scene.names), 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 0.02
+    c2w = scene.cameras.c2w.double().clone()
+    c2w[:, :, :3] = torch.linalg.matrix_exp(spin - spin.mT) @ c2w[:, :, :3]
+    c2w[:, :, 3] += spin[:, 0]
+    return replace(scene, cameras=replace(scene.cameras, c2w=c2w.float()))
+
+
+def test_a_material_takes_the_cameras_of_its_shape_and_keeps_them(tiny_scene, tmp_path, monkeypatch):
+    """Regression: the mesh was of the refined cameras, the material was seen from those as given."""
+    from systems import run as commands
+
+    mesh = write_ellipsoid(tmp_path / "shape/mesh")
+    mesh.rename(mesh.with_name("mesh.ply"))
+    known = words("nero-material", tiny_scene, tmp_path, "trainer.max_steps=2", "trainer.finish=false", f"model.mesh={tmp_path / 'shape'}")
+    given = load_scene(prepare(str(ROOT / "confs/nero-material.yaml"), None, known).cfg.dataset)
+    refined_by_shape, seen = nudged(given), []
+    write_cameras(refined_by_shape, RunFolder(tmp_path / "shape"))
+    monkeypatch.setattr(commands, "finish", lambda system, scene, *rest: seen.append(scene.cameras.c2w))
+    assert execute(prepare(str(ROOT / "confs/nero-material.yaml"), None, known), True, False, False, film=False) == 0
+    (tmp_path / "shape/cameras.json").unlink()  # the run has its own
+    assert execute(prepare(None, str(tmp_path / "n/t"), []), False, True, False, film=False) == 0
+    for c2w in seen:
+        assert torch.allclose(c2w, refined_by_shape.cameras.c2w, atol=1e-5) and not torch.allclose(c2w, given.cameras.c2w, atol=1e-3)
+    assert len(seen) == 2
+
+
+def test_cameras_of_other_photographs_and_damaged_ones(tiny_scene, tmp_path, caplog):
+    scene = load_scene(prepare(None, None, [*TINY, f"dataset.root_dir={tiny_scene}"]).cfg.dataset)
+    run = RunFolder(tmp_path / "run")
+    assert with_cameras_of(scene, run.root) is scene
+    write_cameras(replace(nudged(scene), names=tuple(f"other_{name}" for name in scene.names)), run)
+    assert with_cameras_of(scene, run.root) is scene and "is of other photographs" in caplog.text
+    for bad in (
+        '{"frames": [{"file_path": 3}]}',
+        "[",
+        '{"frames": 7}',
+        json.dumps({"frames": [{"file_path": n, "transform_matrix": [[1]]} for n in scene.names]}),
+    ):
+        (run / "cameras.json").write_text(bad)
+        with pytest.raises(UserError, match="cameras.json is damaged"):
+            with_cameras_of(scene, run.root)
 
 
 def restored(run):
