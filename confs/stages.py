@@ -25,7 +25,7 @@ REFUSED = {  # options that are not a stage's own
 class StagesConfig:
     shape: str  # config of the first stage, which extracts a mesh; in a file: relative to it
     material: str  # config of the second, model.name=material
-    shape_share: float = 0.4  # of trainer.max_minutes, the time of the whole run: for training the shape; the material has the rest
+    shape_share: float = 0.5  # of trainer.max_minutes, the time of the whole run: for training the shape; the material has the rest
     finish_share: float = 0.1  # of trainer.max_minutes: kept for what follows the training of the material, its test and the turntable
 
 

@@ -305,6 +305,6 @@ def test_minutes_hold_for_the_whole(scene, server, tmp_path):
     root = tmp_path / "n/t"
     clocks = [checkpoint.load_checkpoint(root / name)["trained_seconds"] for name in ("shape", "material")]
     facts = Facts.read(root / "stages.json")
-    assert clocks[0] == pytest.approx(0.4 * 12, abs=1)
+    assert clocks[0] == pytest.approx(0.5 * 12, abs=1)
     expected = max((12 - facts.seconds["shape"] - 4) / (1 + budget.VALIDATION), 1.2)
     assert clocks[1] == pytest.approx(expected, abs=1)
