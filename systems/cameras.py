@@ -185,7 +185,9 @@ def cameras_of_shape(scene: Scene, cfg: Config, run: RunFolder, new: bool, write
     if not isinstance(cfg.model, MaterialConfig):
         return scene
     mesh = Path(cfg.model.mesh or "")
-    shape = mesh if mesh.is_dir() else mesh.parent.parent  # RUN/mesh/mesh.ply
+    if new and not mesh.is_dir() and mesh.parent.name != "mesh":  # of no run
+        return scene
+    shape = mesh if mesh.is_dir() else mesh.parent.parent
     found = with_cameras_of(scene, shape if new else run.root)
     if new and writes and found is not scene:
         write_cameras(found, run)

@@ -12,7 +12,7 @@ import torch
 from confs.load import load_config
 from process_data.load import load_scene
 from systems.build import build_system, restore_system
-from systems.cameras import align_held_out, refined, with_cameras_of, write_cameras
+from systems.cameras import align_held_out, cameras_of_shape, refined, with_cameras_of, write_cameras
 from systems.run import execute, prepare
 from systems.trainer import Trainer
 from tests.material_scenes import write_ellipsoid
@@ -113,6 +113,8 @@ def test_a_material_takes_the_cameras_of_its_shape_and_keeps_them(tiny_scene, tm
     given = load_scene(prepare(str(ROOT / "confs/nero-material.yaml"), None, known).cfg.dataset)
     refined_by_shape, seen = nudged(given), []
     write_cameras(refined_by_shape, RunFolder(tmp_path / "shape"))
+    other = load_config(None, ["model.name=material", f"model.mesh={tmp_path}/shape/parts/a.ply"])
+    assert cameras_of_shape(given, other, RunFolder(tmp_path / "other"), True, True) is given  # a mesh of no run
     monkeypatch.setattr(commands, "finish", lambda system, scene, *rest: seen.append(scene.cameras.c2w))
     assert execute(prepare(str(ROOT / "confs/nero-material.yaml"), None, known), True, False, False, film=False) == 0
     (tmp_path / "shape/cameras.json").unlink()  # the run has its own
