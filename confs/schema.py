@@ -158,8 +158,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainerConfig:
     max_steps: int = 20000
-    # of training, with the plane sweep but for what it takes beyond half of them (loading, validation and saving are not counted);
-    # whichever comes first
+    # of training and of the plane sweep before it, but at least half of them are for training; loading, validation and saving are not
+    # counted. A run ends at this or at max_steps, whichever comes first
     max_minutes: Optional[float] = None
     n_rays: int = 256  # rays of the first steps
     max_rays: int = 8192

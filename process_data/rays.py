@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.rays import Cameras, RayBatch, Rays, Scene, sphere_span
 
 N_POINTS = 512  # points on the surface, and as many of free space, that come with a batch
-CUBE, MANY = 0.03, 8  # radii of a side, and points in it: in cubes of so many or more a point is drawn the less often the more there are
+CUBE, MANY = 0.03, 8  # side of a cube in radii; with so many points or more in it, they share one chance to be drawn
 Drawn = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # pixels, points, colours, masks: see `RayDataset.drawn`
 
 
@@ -58,10 +58,11 @@ def _photographs_on(stack: Tensor, device: torch.device | str) -> Tensor:
 
 
 def _chances(points: Tensor, radius: float) -> Tensor:
-    """[P] float64, running sums of the chances to be drawn of points [P, 3] on a surface: a cube has one chance for all its points where
-    they are many, and where they are few, which are more often wrong, its share of one."""
-    cube = torch.floor((points + radius) / (CUBE * radius)).long()
-    _, of, count = torch.unique((cube[:, 0] << 40) + (cube[:, 1] << 20) + cube[:, 2], return_inverse=True, return_counts=True)
+    """[P] float64, running sums of the chances with which points [P, 3] on a surface are drawn.
+
+    Of n points in a cube each has 1 / max(n, MANY): dense parts count as much as others, and lone points, which are more often wrong, less.
+    """
+    _, of, count = torch.unique(torch.floor((points + radius) / (CUBE * radius)), dim=0, return_inverse=True, return_counts=True)
     return (1 / count.clamp(min=MANY).double())[of].cumsum(0)
 
 
@@ -106,8 +107,11 @@ class RayDataset(Dataset):
 
     def _part(self, high: int, n: int, generator: torch.Generator) -> Tensor:
         """[n] int64 in [0, high): this process's part of what all draw."""
+        return self._mine(torch.randint(high, (self.share[1] * n,), generator=generator))
+
+    def _mine(self, drawn: Tensor) -> Tensor:
         rank, world = self.share
-        return torch.randint(high, (world * n,), generator=generator)[rank * n : (rank + 1) * n]
+        return drawn.chunk(world)[rank]
 
     def draw_points(self, step: int) -> Tensor | None:
         """[N_POINTS] int64, of the scene's points, with replacement, and as many of free space; None where it has none.
@@ -116,8 +120,8 @@ class RayDataset(Dataset):
         """
         if self.points is None or self.chances is None:
             return None
-        generator, (rank, world) = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step)), self.share
-        at = torch.rand(world * N_POINTS, generator=generator, dtype=torch.float64)[rank * N_POINTS : (rank + 1) * N_POINTS]
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed + 1, step))
+        at = self._mine(torch.rand(self.share[1] * N_POINTS, generator=generator, dtype=torch.float64))
         surface = torch.searchsorted(self.chances, at * self.chances[-1], right=True).clamp(max=self.n_surface - 1)
         n_free = len(self.points) - self.n_surface
         return torch.cat([surface, self.n_surface + self._part(n_free, N_POINTS, generator)]) if n_free else surface

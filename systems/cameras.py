@@ -13,6 +13,7 @@ from tqdm import tqdm
 from confs.model import MaterialConfig
 from confs.schema import Config
 from models.pose import moved, rotation
+from process_data.normalize import to_sphere
 from process_data.rays import make_rays
 from systems.base import RaySystem, cut_out, picture_background
 from systems.validate import truth_of
@@ -155,7 +156,7 @@ def write_cameras(scene: Scene, run: RunFolder) -> None:
 
 
 def with_cameras_of(scene: Scene, folder: Path) -> Scene:
-    """The scene with the poses that `write_cameras` left in a run folder; the scene itself where that holds none of all its photographs.
+    """The scene with the poses that `write_cameras` left in a run folder; the scene itself where it lacks any of its photographs.
 
     Raises UserError for a damaged file.
     """
@@ -172,10 +173,7 @@ def with_cameras_of(scene: Scene, folder: Path) -> Scene:
         return scene
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; remove it to take the cameras as they are given") from None
-    to_world = scene.to_world.numpy()
-    turn = to_world[:3, :3] / np.cbrt(np.linalg.det(to_world[:3, :3]))
-    eyes = np.linalg.solve(to_world[:3, :3], (pose[:, :3, 3] - to_world[:3, 3]).T).T
-    c2w = np.concatenate([turn.T @ pose[:, :3, :3] @ np.diag([1.0, -1.0, -1.0]), eyes[..., None]], 2)
+    c2w = to_sphere(pose[:, :3] @ np.diag([1.0, -1.0, -1.0, 1.0]), scene.to_world.numpy())
     log.info("cameras as refined in %s", folder)
     return replace(scene, cameras=replace(scene.cameras, c2w=torch.from_numpy(c2w).to(scene.cameras.c2w)))
 

@@ -67,9 +67,9 @@ def prepare(config: str | None, resume: str | None, overrides: list[str], preset
             overrides = [f"model.mesh={whole / 'shape'}", *overrides]
     if preset:
         overrides = [*preset_words(preset, load_config(config, overrides, saved)), *overrides]
-    elif not saved:
-        overrides = [*device_words(config, overrides), *overrides]
     cfg = load_config(config, overrides, saved)
+    if not (preset or saved):
+        overrides = [*device_words(cfg, config, overrides), *overrides]
     fixed = list(overrides)
     if cfg.dataset.name == "auto":  # the checkpoint and the run folder record the layout
         fixed.append(f"dataset.name={recognise(cfg.dataset)}")
@@ -84,11 +84,11 @@ def preset_words(preset: str, cfg: Config) -> list[str]:
     return PRESETS[preset][pick_device(cfg.trainer.device).type]
 
 
-def device_words(config: str | None, overrides: list[str]) -> list[str]:
+def device_words(cfg: Config, config: str | None, overrides: list[str]) -> list[str]:
     """The overrides that suit the device of a new run and that neither the file nor the command line decides."""
-    cfg, said = loaded(config, overrides)
-    key = CUDA_SAMPLES.partition("=")[0]
-    return [CUDA_SAMPLES] if key not in said and pick_device(cfg.trainer.device).type == "cuda" else []
+    if pick_device(cfg.trainer.device).type != "cuda":
+        return []
+    return [] if CUDA_SAMPLES.partition("=")[0] in loaded(config, overrides)[1] else [CUDA_SAMPLES]
 
 
 def left_behind(config: str | None, overrides: list[str]) -> str | None:

@@ -201,9 +201,7 @@ def reached(path: Path) -> tuple[float, float]:
 
     state = checkpoint.load_checkpoint(path, mmap=True)
     try:
-        clock = Clock(
-            checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path), before=checkpoint.seconds_before(state, path)
-        )
+        clock = Clock.of(state, path)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); take an older checkpoint") from None
     return clock.progress(load_config(saved=state["config"])), clock.seconds

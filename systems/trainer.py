@@ -41,6 +41,11 @@ class Clock:
     before: float = 0.0  # of these, the seconds before the first step: schedules begin after them
     agreed: float | None = None  # of several processes: the seconds of the first, as all know them
 
+    @classmethod
+    def of(cls, state: dict, path: Path) -> "Clock":
+        """That of a checkpoint. Raises UserError or ValueError where its numbers are none."""
+        return cls(checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path), checkpoint.seconds_before(state, path))
+
     def progress(self, cfg: Config) -> float:
         """0 at the first step, 1 at the end of the run. At least half of trainer.max_minutes is left for the steps."""
         by_steps, minutes = self.step / cfg.trainer.max_steps, cfg.trainer.max_minutes
@@ -307,9 +312,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.amp and state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-            self.clock = Clock(
-                checkpoint.whole(state, "step"), checkpoint.seconds_trained(state, path), before=checkpoint.seconds_before(state, path)
-            )
+            self.clock = Clock.of(state, path)
             self.n_rays, self.skipped = (
                 min(max(checkpoint.whole(state, "n_rays"), 1), self.cfg.trainer.max_rays),
                 checkpoint.whole(state, "skipped"),

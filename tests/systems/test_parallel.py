@@ -60,6 +60,30 @@ def test_all_processes_take_the_folder_of_the_first(monkeypatch):
     assert first.name_from_first("20261127-é") == "20261127-é" == second.name_from_first("20261127-é-2")
 
 
+def test_a_process_that_is_not_the_first_reads_in_its_folder(tiny_scene, tmp_path, monkeypatch):
+    from systems import run as commands
+
+    class Second(Ranks):
+        def sums(self, numbers):
+            return numbers
+
+        def name_from_first(self, name):
+            return "first"
+
+        def device(self, name):
+            return torch.device("cpu")
+
+    def stop(job, scene, run, *rest):
+        assert run.root == tmp_path / "n/first" and not run.root.exists()
+        raise UserError("here")
+
+    monkeypatch.setattr(commands, "start", lambda: Second(1, 2, 1, 2))
+    monkeypatch.setattr(commands, "trainer_of", stop)
+    more = [*TINY, f"dataset.root_dir={tiny_scene}", f"trainer.outputs_dir={tmp_path}", "name=n", "dataset.name=dtu"]
+    with pytest.raises(UserError, match="here"):
+        commands.execute(commands.prepare(None, None, more), True, False, False)
+
+
 def test_draws_are_parts_of_one_and_alone_they_are_torchs():
     cpu = torch.device("cpu")
     torch.manual_seed(3)
